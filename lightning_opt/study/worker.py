@@ -1,0 +1,163 @@
+"""Runs one cell: LightningCLI on its configuration, then its record.
+
+The only module of the study that imports torch and Lightning. The worker processes are forked from
+a server that has imported it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from lightning_opt.errors import UsageError
+from lightning_opt.files import write_text
+from lightning_opt.lightning_cli import OptLightningCLI
+
+from .grid import Cell
+from .logger import RunLogger
+from .meters import CostMeter, Diverged, RandomState, ResumePoint, StopOnDivergence
+from .records import FINAL, LOG, RESUME, Outcome, Status, iso_time, write_record
+
+
+def run_in_process(
+    cell: Cell, directory: Path, attempt: int, threads: int, scheduled: float
+) -> None:
+    """The body of a worker process: one attempt at one cell, its output in ``log.txt``.
+
+    Exits with 1 after an error; the scheduler then decides whether to try again.
+    """
+    _end_with_parent()
+    directory.mkdir(parents=True, exist_ok=True)
+    _redirect_output(directory / LOG)
+    torch.set_num_threads(threads)
+    try:
+        run_cell(cell, directory, attempt, scheduled)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # Not sys.exit: threads that the failed run left behind must not keep the process.
+        os._exit(1)
+
+
+def check_in_process(cells: Sequence[Cell], answer: Connection) -> None:
+    """Builds each cell's model, data and trainer without running; answers the first error."""
+    _end_with_parent()
+    problem = None
+    with open(os.devnull, "w") as nothing:
+        sys.stdout = sys.stderr = nothing
+        for cell in cells:
+            try:
+                OptLightningCLI(dict(cell.config), run=False, trainer_overrides=_quiet())
+            except UsageError as error:
+                problem = f"{cell.task} with {cell.optimizer}: {error}"
+                break
+    answer.send(problem)
+
+
+def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | None = None) -> None:
+    """Trains, tests and records one cell, from its last checkpoint if there is one.
+
+    Args:
+        cell: What to run.
+        directory: Its run directory; afterwards it holds ``config.yaml``, ``metrics.csv``,
+            ``checkpoints/final.ckpt``, what the callbacks save, and ``record.json``, written last.
+        attempt: Counted from 1.
+        scheduled: ``time.time()`` when the cell was given a process; now, if left out.
+    """
+    scheduled = time.time() if scheduled is None else scheduled
+    resume = _checkpoint(directory)
+    logger = RunLogger(directory, resume_step=resume["global_step"] if resume else 0)
+    cost = CostMeter(scheduled)
+    cli = OptLightningCLI(
+        dict(cell.config),
+        run=False,
+        trainer_overrides={
+            **_quiet(),
+            "logger": logger,
+            "default_root_dir": str(directory),
+            "callbacks": [StopOnDivergence(), RandomState(), ResumePoint(directory / RESUME)],
+        },
+    )
+    # First, since what analyzes the minimum at the end of fit is a cost apart.
+    cli.trainer.callbacks.insert(0, cost)  # type: ignore[attr-defined]
+    write_text(directory / "config.yaml", cli.resolved_config())
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=directory / RESUME if resume else None)
+        cost.finish()
+        cli.trainer.save_checkpoint(directory / FINAL)
+        metrics = {**_floats(cli.trainer), **_test(cli.trainer, cli.model, cli.datamodule)}
+        finite = all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
+        status: Status = "finished" if finite else "diverged"
+    except Diverged as reason:
+        print(reason)
+        logger.save()
+        metrics, status = _floats(cli.trainer), "diverged"
+    outcome = Outcome(status, metrics, cost.cost(cli.model))
+    write_record(
+        directory,
+        cell,
+        outcome,
+        attempts=attempt,
+        started=iso_time(scheduled),
+        ended=iso_time(time.time()),
+    )
+    (directory / RESUME).unlink(missing_ok=True)
+
+
+def _test(trainer: Trainer, model: LightningModule, datamodule: Any) -> dict[str, float]:
+    trainer.test(model, datamodule, verbose=False)
+    return _floats(trainer)
+
+
+def _floats(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _quiet() -> dict[str, Any]:
+    return {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+
+
+def _checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The checkpoint that an interrupted run left, or ``None``."""
+    path = directory / RESUME
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        return {"global_step": int(checkpoint["global_step"])}
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
+        print(f"{path} cannot be read ({error}); the run starts again.")
+        path.rename(path.with_suffix(".unreadable"))
+        return None
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the scheduler, even if that is killed: its next call continues."""
+    scheduler = parent_process()
+    if scheduler is None:
+        return
+
+    def watch() -> None:
+        wait([scheduler.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _redirect_output(path: Path) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,65 @@
+"""What is written for people runs: docstring examples and the README's code blocks."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_opt
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("callbacks", "datamodules", "optimizers")  # not below lightning_opt/ in the checkout
+
+MODULES = [
+    module.name
+    for path, prefix in [
+        (lightning_opt.__path__, "lightning_opt."),
+        *(([str(ROOT / folder)], f"lightning_opt.{folder}.") for folder in FOLDERS),
+    ]
+    for module in pkgutil.walk_packages(path, prefix)
+    if not module.name.endswith("__main__")
+]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert result.failed == 0
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks(ROOT / "README.md", "python"))
+def test_readme_python(code: str, tmp_path: Path):
+    """Each block stands alone, in a new process, as a reader would paste it."""
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=tmp_path, check=True
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for block in blocks(ROOT / "README.md", "sh")
+        for line in block.splitlines()
+        if line.startswith("lightning-opt fit")
+    ],
+)
+def test_readme_fit_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from lightning_opt.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    command = line.split("#")[0].replace("'", "").split()[1:]
+    assert main([*command, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]) == 0
