@@ -12,7 +12,12 @@ ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 
 # A folder to the packages it may import besides the standard library, itself, and the leaves.
-LEAVES = {"lightning_opt.errors", "lightning_opt.files", "lightning_opt._version"}
+LEAVES = {
+    "lightning_opt.errors",
+    "lightning_opt.files",
+    "lightning_opt._version",
+    "typing_extensions",
+}
 CONFIGS = {"lightning_opt.configs", "yaml"}
 ALLOWED = {
     "optimizers": {"torch"},

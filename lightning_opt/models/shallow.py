@@ -1,7 +1,7 @@
 """The shallow convolutional network of the thesis' figure 6.
 
 The thesis gives no sizes. Ours: two 3 × 3 convolutions of stride 2, each followed by a ReLU, then
-one linear layer. Strides in place of pools (Springenberg et al., 1412.6806) halve the cost on a CPU.
+one linear layer. Strides in place of pools (Springenberg et al., 1412.6806) halve its time.
 """
 
 from __future__ import annotations

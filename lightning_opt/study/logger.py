@@ -23,7 +23,11 @@ class RunLogger(Logger):
 
     Args:
         directory: The run directory; Lightning's ``trainer.log_dir``.
-        resume_step: Optimizer steps behind the checkpoint that the run continues from.
+        resume_step: Optimizer steps behind the checkpoint that the run continues from; 0 starts
+            a new file.
+
+    Raises:
+        ValueError, KeyError: the file to continue is not one of this class.
 
     The file has a row for each call of ``log_metrics``: ``step`` (optimizer steps before it),
     ``epoch``, and a column for each metric, empty where a row does not have it.
@@ -32,7 +36,9 @@ class RunLogger(Logger):
     def __init__(self, directory: Path, resume_step: int = 0) -> None:
         super().__init__()
         self._directory = directory
-        self._rows = [row for row in _read(self.path) if int(row["step"]) < resume_step]
+        self._rows: list[dict[str, str]] = []
+        if resume_step > 0:
+            self._rows = [row for row in _read(self.path) if int(row["step"]) < resume_step]
 
     @property
     def path(self) -> Path:
@@ -76,8 +82,6 @@ class RunLogger(Logger):
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: value for name, value in row.items() if value} for row in rows]

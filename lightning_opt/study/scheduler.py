@@ -85,6 +85,11 @@ def _run_missing(study: Study, out: Path, workers: int, threads: int) -> Counter
     # What failed is run again: whoever starts the study once more has mended something.
     missing = [cell for cell in cells if statuses[cell.hash] in (None, "failed")]
     if missing:
+        print(
+            f"{study.name}: {len(missing)} of {len(cells)} runs to do in {out}, {workers} at a "
+            "time. Importing torch and Lightning takes some seconds, once.",
+            file=sys.stderr,
+        )
         local.check(_one_of_each(missing))
     write_json(out / MANIFEST, study.manifest())
     counts: Counter[str] = Counter(

@@ -53,16 +53,16 @@ def run_in_process(
 def check_in_process(cells: Sequence[Cell], answer: Connection) -> None:
     """Builds each cell's model, data and trainer without running; answers the first error."""
     _end_with_parent()
-    problem = None
-    with open(os.devnull, "w") as nothing:
-        sys.stdout = sys.stderr = nothing
-        for cell in cells:
-            try:
-                OptLightningCLI(dict(cell.config), run=False, trainer_overrides=_quiet())
-            except UsageError as error:
-                problem = f"{cell.task} with {cell.optimizer}: {error}"
-                break
-    answer.send(problem)
+    _redirect_output(Path(os.devnull))
+    for cell in cells:
+        try:
+            OptLightningCLI(dict(cell.config), run=False, trainer_overrides=_quiet())
+        except Exception as error:  # a class of the user's may raise anything
+            short = isinstance(error, UsageError)
+            reason = str(error) if short else "".join(traceback.format_exception_only(error))
+            answer.send(f"{cell.task} with {cell.optimizer}: {reason.strip()}")
+            return
+    answer.send(None)
 
 
 def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | None = None) -> None:
@@ -76,8 +76,7 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
         scheduled: ``time.time()`` when the cell was given a process; now, if left out.
     """
     scheduled = time.time() if scheduled is None else scheduled
-    resume = _checkpoint(directory)
-    logger = RunLogger(directory, resume_step=resume["global_step"] if resume else 0)
+    logger, resume = _resume(directory)
     cost = CostMeter(scheduled)
     cli = OptLightningCLI(
         dict(cell.config),
@@ -128,18 +127,17 @@ def _quiet() -> dict[str, Any]:
     return {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
 
-def _checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The checkpoint that an interrupted run left, or ``None``."""
+def _resume(directory: Path) -> tuple[RunLogger, Path | None]:
+    """The metrics so far and the checkpoint that an interrupted run left; else a new start."""
     path = directory / RESUME
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        return {"global_step": int(checkpoint["global_step"])}
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
-        print(f"{path} cannot be read ({error}); the run starts again.")
-        path.rename(path.with_suffix(".unreadable"))
-        return None
+    if path.exists():
+        try:
+            step = int(torch.load(path, weights_only=True, map_location="cpu")["global_step"])
+            return RunLogger(directory, resume_step=step), path
+        except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
+            print(f"{path} or its metrics cannot be read ({error}); the run starts again.")
+            path.rename(path.with_suffix(".unreadable"))
+    return RunLogger(directory), None
 
 
 def _end_with_parent() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_opt.configs import shipped
@@ -219,7 +220,7 @@ class TestInterruption:
     # Long enough to be caught in the middle, with dropout to notice a lost random state.
     OPTIONS = {  # noqa: RUF012
         "optimizers": {"ranger": {"space": {"lr": [0.003]}}},
-        "trainer": {"max_epochs": 30},
+        "trainer": {"max_epochs": 20},
     }
 
     @pytest.fixture
@@ -251,7 +252,7 @@ class TestInterruption:
         whole, broken = tmp_path / "whole", tmp_path / "broken"
         assert run_study(study, whole) == 0
         process = self.start(study, broken)
-        cell = self.wait_for_rows(broken, 100)
+        cell = self.wait_for_rows(broken, 60)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (cell / "record.json").exists(), "killed too late to show anything"
@@ -270,7 +271,7 @@ class TestInterruption:
         whole, broken = tmp_path / "whole", tmp_path / "broken"
         assert run_study(study, whole) == 0
         process = self.start(study, broken)
-        cell = self.wait_for_rows(broken, 100)
+        cell = self.wait_for_rows(broken, 60)
         (worker,) = workers_in(cell)
         os.kill(worker, signal.SIGKILL)
         assert process.wait() == 0
@@ -278,11 +279,17 @@ class TestInterruption:
         assert found["metrics"] == expected["metrics"]
         assert found["attempts"] == 2
 
-    def test_with_a_truncated_checkpoint(self, study: str, tmp_path: Path):
+    @pytest.mark.parametrize("broken", ["checkpoint", "metrics"])
+    def test_with_a_truncated_file(self, study: str, tmp_path: Path, broken: str):
         out = tmp_path / "out"
-        checkpoint = out / load_study(study).cells()[0].directory / "checkpoints" / "resume.ckpt"
+        cell = out / load_study(study).cells()[0].directory
+        checkpoint = cell / "checkpoints" / "resume.ckpt"
         checkpoint.parent.mkdir(parents=True)
-        checkpoint.write_bytes(b"PK\x03\x04 half a checkpoint")
+        if broken == "checkpoint":
+            checkpoint.write_bytes(b"PK\x03\x04 half a checkpoint")
+        else:
+            torch.save({"global_step": 17}, checkpoint)
+            (cell / "metrics.csv").write_text("no,such\nfile,")
         (out / "study.json").write_text('{"name": "tiny"}')
         assert run_study(study, out) == 0
         (record,) = records(out).values()

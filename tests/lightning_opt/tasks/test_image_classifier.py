@@ -94,6 +94,6 @@ def test_without_an_optimizer_it_says_how_to_give_one():
 
 def test_a_network_without_linear_layer_needs_num_classes():
     network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten())
-    with pytest.raises(ValueError, match="Sequential has no linear layer.*num_classes="):
+    with pytest.raises(ValueError, match=r"Sequential has no linear layer.*num_classes="):
         ImageClassifier(network)
     assert ImageClassifier(network, num_classes=3).val_accuracy.num_classes == 3
