@@ -78,3 +78,18 @@ def test_methods_are_told_apart_where_they_coincide(line: Sensitivity):
     first, second = (c.get_segments()[0][0][0] for c in figure.axes[0].collections)
     assert first < second
     assert second / first == pytest.approx(1.03)
+
+
+@pytest.mark.parametrize("best", [0.2, 0.97, 0.9999, 1.0])
+def test_accuracies_are_spaced_by_their_errors_and_none_leaves_the_axes(best: float):
+    """From 80 to 90 % is as far as from 95 to 97.5 %; an interval beyond 100 % is cut off."""
+    zero = np.zeros(2, dtype=int)
+    rates, mean = np.array([0.01, 0.1]), np.array([0.1, best])
+    line = Sensitivity(rates, mean, mean - 0.05, mean + 0.05, zero, zero + 3)
+    ax = sensitivity({"a": line}, looks(["a"]), label="accuracy", percent=True).axes[0]
+    bottom, top = ax.get_ylim()
+    assert bottom <= 0.05 and best <= top < 1 or best == 1.0
+    heights = ax.transData.transform([(1, y) for y in (0.8, 0.9, 0.95, 0.975)])[:, 1]
+    assert heights[1] - heights[0] == pytest.approx(heights[3] - heights[2])
+    assert len(ax.get_yticks()) >= 1
+    assert all(label.get_text().endswith("%") for label in ax.get_yticklabels())
