@@ -1,9 +1,9 @@
 """What the demo costs on this machine: time, memory, and how soon a cell trains.
 
-    .venv/bin/python benchmarks/demo.py              # `make demo` has made .venv
+    .venv/bin/python benchmarks/demo.py [DIR]              # `make demo` has made .venv
 
-Runs the demo study into a temporary directory, and the commands that have to answer at once, and
-prints one table. Memory is the largest sum, over the scheduler and its workers, of the memory that
+Runs the demo study into DIR, new, or a temporary directory, and the commands that have to answer at
+once, and prints one table. Memory is the largest sum, over the scheduler and its workers, of the memory that
 each holds alone plus its share of what it shares (PSS; Linux only), sampled twice a second.
 """
 
@@ -22,7 +22,9 @@ COMMAND = [sys.executable, "-m", "lightning_opt"]
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "demo"
+        out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "demo"
+        if out.exists():
+            raise SystemExit(f"{out} exists: the study has to run from its beginning.")
         seconds, peak = run_watched([*COMMAND, "study", "demo", "--out", str(out)])
         records = [json.loads(path.read_text()) for path in out.glob("cells/*/record.json")]
         startup = sorted(record["cost"]["startup_seconds"] for record in records)

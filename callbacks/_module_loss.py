@@ -49,8 +49,9 @@ def take_batches(
     """The first ``count`` batches of an epoch, as Lightning hands them to ``training_step``.
 
     A shuffling data loader is seeded, so that every run with the same data and ``seed`` gets the
-    same batches. Loading happens in this process: the workers of the data loader, and their random
-    state, are left alone. Batches whose mean has no terms are left out.
+    same batches, whatever its own seed and epoch. Loading happens in this process: the workers of
+    the data loader, and their random state, are left alone. Batches whose mean has no terms are
+    left out.
 
     Raises:
         UsageError: the data loader is empty, or the terms of a batch cannot be counted.
@@ -92,28 +93,46 @@ def _seeded(loaders: CombinedLoader, seed: int) -> Iterator[None]:
     generators = {id(g): g for loader in data_loaders for g in _generators(loader)}.values()
     states = [(generator, generator.get_state()) for generator in generators]
     options = [(loader, loader.num_workers, loader.timeout) for loader in data_loaders]
+    # These order by a seed and an epoch of their own: DistributedSampler, and who follows it.
+    samplers = [
+        sampler
+        for loader in data_loaders
+        for sampler in _samplers(loader)
+        if hasattr(sampler, "seed") and hasattr(sampler, "epoch")
+    ]
+    orders = [(sampler, sampler.seed, sampler.epoch) for sampler in samplers]
     try:
         for generator in generators:
             generator.manual_seed(seed)
         for loader in data_loaders:
             loader.num_workers, loader.timeout = 0, 0
+        for sampler in samplers:
+            sampler.seed, sampler.epoch = seed, 0
         yield
     finally:
         for generator, state in states:
             generator.set_state(state)
+        for sampler, its_seed, epoch in orders:
+            sampler.seed, sampler.epoch = its_seed, epoch
         for loader, workers, timeout in options:
             loader.num_workers, loader.timeout = workers, timeout
 
 
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    """The samplers of a data loader, and those that they wrap."""
+    found: list[Any] = []
+    pending: list[Any] = [loader.sampler, loader.batch_sampler]
+    while pending:
+        sampler = pending.pop()
+        if sampler is not None and not any(sampler is known for known in found):
+            found.append(sampler)
+            pending.append(getattr(sampler, "sampler", None))
+    return found
+
+
 def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     """The private generators that iterating over ``loader`` draws from."""
-    samplers = (
-        loader.sampler,
-        loader.batch_sampler,
-        getattr(loader.batch_sampler, "sampler", None),
-    )
-    owners = (loader, *samplers)
-    generators = [getattr(owner, "generator", None) for owner in owners]
+    generators = [getattr(owner, "generator", None) for owner in (loader, *_samplers(loader))]
     return [generator for generator in generators if isinstance(generator, torch.Generator)]
 
 

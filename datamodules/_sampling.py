@@ -8,9 +8,24 @@ run that continues in epoch 7 sees the order of epoch 7.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch.utils.data import Sampler
+
+
+def epoch_to_fetch(trainer: Trainer | None) -> int:
+    """The epoch whose batches a data loader fetches when it is iterated over now.
+
+    Not ``trainer.current_epoch``, which counts completed epochs: a fit that resumes from a
+    checkpoint of an epoch's end iterates over the data loader, whose workers fetch at once, before
+    that epoch is counted.
+    """
+    if trainer is None:
+        return 0
+    progress: Any = trainer.fit_loop.epoch_progress.current  # declared as one that counts less
+    return int(progress.processed)
 
 
 class SeededSampler(Sampler[int]):
@@ -19,25 +34,30 @@ class SeededSampler(Sampler[int]):
     Args:
         size: Number of examples.
         seed: Seed of the run.
-        epoch: Asked at the start of each pass. (A callable, since Lightning's ``set_epoch`` does
-            not reach a sampler that it has wrapped for distributed training.)
+        epoch: The epoch, or what is asked for it at the start of each pass (since Lightning's
+            ``set_epoch`` does not reach a sampler that it has wrapped for distributed training).
+
+    Attributes:
+        seed, epoch: As above. What wants the same order in every run sets both, as it would those
+            of PyTorch's ``DistributedSampler``.
 
     >>> sampler = SeededSampler(4, seed=0, epoch=lambda: 3)
     >>> list(sampler) == list(sampler)
     True
     """
 
-    def __init__(self, size: int, *, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, size: int, *, seed: int, epoch: int | Callable[[], int]) -> None:
         self._size = size
-        self._seed = seed
-        self._epoch = epoch
+        self.seed = seed
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[int]:
         # Two draws mix seed and epoch, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
-        generator = torch.Generator().manual_seed(self._seed)
-        mixed = int(torch.randint(2**62, (self._epoch() + 1,), generator=generator)[-1])
+        epoch = self.epoch() if callable(self.epoch) else self.epoch
+        generator = torch.Generator().manual_seed(self.seed)
+        mixed = int(torch.randint(2**62, (epoch + 1,), generator=generator)[-1])
         generator.manual_seed(mixed)
         return iter(torch.randperm(self._size, generator=generator).tolist())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from ._sampling import SeededSampler
+from ._sampling import SeededSampler, epoch_to_fetch
 
 # Mean and standard deviation of each channel over the training images.
 _MEAN = (0.5071, 0.4865, 0.4409)
@@ -112,8 +112,9 @@ class CIFAR100(LightningDataModule):
             self._train,
             self.batch_size,
             sampler=order,
+            # Not persistent: new workers draw their seeds from the run's random state, so that a
+            # run that resumes augments as the uninterrupted one would.
             num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -126,7 +127,7 @@ class CIFAR100(LightningDataModule):
         return self._in_order(self._test)
 
     def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer else 0
+        return epoch_to_fetch(self.trainer)
 
     def _in_order(self, images: Dataset[Any] | None) -> DataLoader[Any]:
         assert images is not None

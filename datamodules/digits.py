@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
 
-from ._sampling import SeededSampler
+from ._sampling import SeededSampler, epoch_to_fetch
 
 _EVALUATION_BATCH = 512
 _WHITE = 16.0  # pixel values are integers from 0 to 16
@@ -97,7 +97,7 @@ class Digits(LightningDataModule):
         return self._in_order("test")
 
     def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer else 0
+        return epoch_to_fetch(self.trainer)
 
     def _in_order(self, name: str) -> DataLoader[tuple[torch.Tensor, ...]]:
         return self._loader(name, SequentialSampler(self._sets[name]), _EVALUATION_BATCH)

@@ -73,7 +73,17 @@ def _study(name: str, arguments: list[str]) -> int:
 
     from .study import run_study
 
-    return run_study(options.study, options.out, options.workers)
+    out, counts = run_study(options.study, options.out, options.workers)
+
+    from .report import write_report
+
+    page = write_report(out)
+    told = ", ".join(f"{counts[status]} {status}" for status in ("finished", "diverged", "failed"))
+    print(f"{told}.\nReport: {page}")
+    if counts["failed"]:
+        print("The report lists what failed, and why. To try that again, run the study again.")
+        return 1
+    return 0
 
 
 def _report(name: str, arguments: list[str]) -> int:
@@ -100,7 +110,7 @@ COMMANDS = {
     "fit": Command("train a model (LightningCLI)", _lightning),
     "validate": Command("evaluate on the validation set (LightningCLI)", _lightning),
     "test": Command("evaluate on the test set (LightningCLI)", _lightning),
-    "predict": Command("write predictions (LightningCLI)", _lightning),
+    "predict": Command("predict, with a callback that keeps it (LightningCLI)", _lightning),
     "study": Command("compare optimizers over learning rates and seeds", _study),
     "report": Command("write the page of a study from its run directories", _report),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes temporary files that killed processes left in ``directory``.
+
+    Only to be called where no other process writes meanwhile.
+    """
+    for path in directory.glob(".*.tmp*"):
+        if is_leftover(path.name):
+            path.unlink(missing_ok=True)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file's name is one that :func:`replacing` gives to temporary files.
+
+    >>> is_leftover(".study.123.tmp.json"), is_leftover(".gitignore")
+    (True, False)
+    """
+    return re.fullmatch(r"\..*\.\d+\.tmp(\..*)?", name) is not None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
@@ -41,6 +42,10 @@ from lightning_opt.parser_errors import explain
 
 Interval = Literal["epoch", "step"]
 
+# How messages begin that Lightning and torch raise as RuntimeError and that need no traceback: a
+# checkpoint of another model, and a configuration file that is already there (and is kept).
+_ANSWERED = ("Error(s) in loading state_dict", "SaveConfigCallback expected")
+
 # Modules whose constructors check their arguments, and those that call a constructor.
 _CHECKING = ("lightning_opt", "torch.optim", "pytorch_lightning", "jsonargparse")
 
@@ -59,6 +64,8 @@ class OptParser(LightningArgumentParser):
             return parsed
         except UsageError as error:
             raise UsageError(f"In {os.path.relpath(path)}: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read: {error}.") from error
 
 
 class OptLightningCLI(LightningCLI):
@@ -168,10 +175,24 @@ class OptLightningCLI(LightningCLI):
         return text
 
     def _check_ckpt_path(self) -> None:
-        path = str(self._get(self.config, "ckpt_path", "best"))
-        named = path in ("None", "best", "last", "hpc") or path.startswith("registry")
-        if not named and "://" not in path and not Path(path).exists():
+        path = self._get(self.config, "ckpt_path")
+        if path is None or path.startswith("registry") or "://" in path:
+            return
+        if path == "best" and self.subcommand != "fit":
+            raise UsageError(
+                f"--ckpt_path best is the best checkpoint of a fit in the same process, and "
+                f"{self.subcommand} runs alone: name the file."
+            )
+        if path in ("best", "last", "hpc"):
+            return
+        if not Path(path).exists():
             raise UsageError(f"--ckpt_path: there is no checkpoint {path}.")
+        trusted = self._get(self.config, "weights_only") is False
+        if Path(path).is_file() and not trusted and not _is_checkpoint(path):
+            raise UsageError(
+                f"--ckpt_path: {path} is not a checkpoint of Lightning's, with the module's "
+                "weights under 'state_dict'."
+            )
 
     def _check_lr_scheduler(self) -> None:
         """Refuses what LightningCLI would ignore without a word."""
@@ -202,7 +223,19 @@ def run(argv: Sequence[str]) -> int:
         OptLightningCLI(list(argv))
     except MisconfigurationException as error:  # what Lightning finds wrong only once it runs
         raise UsageError(str(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith(_ANSWERED):
+            raise
+        raise UsageError(str(error)) from error
     return 0
+
+
+def _is_checkpoint(path: str) -> bool:
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception:  # torch.load raises whatever a foreign file makes it raise
+        return False
+    return isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= set(content)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

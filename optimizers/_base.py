@@ -76,6 +76,12 @@ def fitted(value: Any, parameter: Tensor) -> Any:
     return value
 
 
+def learning_rate(group: Mapping[str, Any]) -> Any:
+    """η, as a number or a tensor without axes, which multiplies any parameter."""
+    lr = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
 def decay(theta: Tensor, g: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Apply the group's weight decay λ: to θ itself where decoupled, else to the gradient.
 
@@ -86,7 +92,7 @@ def decay(theta: Tensor, g: Tensor, group: Mapping[str, Any]) -> Tensor:
     if weight_decay == 0:
         return g
     if group["decoupled_weight_decay"]:
-        theta.mul_(1 - group["lr"] * weight_decay)
+        theta.mul_(1 - learning_rate(group) * weight_decay)
         return g
     return g.add(theta, alpha=weight_decay)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from ._base import BaseOptimizer, check_betas, check_range, decay
+from ._base import BaseOptimizer, check_betas, check_range, decay, learning_rate
 from .lookahead import Lookahead
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -167,7 +167,7 @@ class _CentralizedRAdam(BaseOptimizer):
         if rectification is not None:
             scale = rectification * math.sqrt(1 - beta2**t)
             update.mul_(scale).div_(v.sqrt().add_(group["eps"]))
-        theta.sub_(update.mul_(group["lr"]))
+        theta.sub_(update.mul_(learning_rate(group)))
 
 
 def _rectification(t: float, beta2: float) -> float | None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._base import BaseOptimizer, check_betas, check_range, decay
+from ._base import BaseOptimizer, check_betas, check_range, decay, learning_rate
 
 
 class Yogi(BaseOptimizer):
@@ -106,4 +106,4 @@ class Yogi(BaseOptimizer):
         if group["bias_correction"]:
             correction1, correction2 = 1 - beta1**t, 1 - beta2**t
         root = (v / correction2).sqrt_().add_(group["eps"])
-        theta.sub_((m / correction1).div_(root).mul_(group["lr"]))
+        theta.sub_((m / correction1).div_(root).mul_(learning_rate(group)))

@@ -61,3 +61,16 @@ def test_readme_fit_commands(line: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     command = line.split("#")[0].replace("'", "").split()[1:]
     assert main([*command, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]) == 0
+
+
+def test_readme_study(tmp_path: Path):
+    """The study file of the README loads, with the file that its comment shows."""
+    from lightning_opt.study import load_study
+
+    (text,) = blocks(ROOT / "README.md", "yaml")
+    (line,) = (line for line in text.splitlines() if "./nadam.yaml" in line)
+    (tmp_path / "nadam.yaml").write_text(line.split("#")[1].strip())
+    (tmp_path / "mine.yaml").write_text(text)
+    study = load_study(str(tmp_path / "mine.yaml"))
+    assert len(study.cells()) == 3 * (5 + 2 + 2)
+    assert study.cells()[-1].config["optimizer"]["class_path"] == "torch.optim.NAdam"

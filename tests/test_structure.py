@@ -44,8 +44,15 @@ ALLOWED = {
         "tqdm",
     },
     "lightning_opt/tasks": {"lightning_opt.models", "pytorch_lightning", "torch", "torchmetrics"},
-    "lightning_opt/study": {*CONFIGS, "numpy", "scipy", "tqdm", "filelock", "lightning_opt.report"},
-    "lightning_opt/report": {"lightning_opt.figures", "numpy", "pandas", "scipy", "jinja2"},
+    "lightning_opt/study": {*CONFIGS, "numpy", "scipy", "tqdm", "filelock"},
+    "lightning_opt/report": {
+        "lightning_opt.figures",
+        "lightning_opt.study",
+        "numpy",
+        "pandas",
+        "scipy",
+        "jinja2",
+    },
     "lightning_opt/configs": set(),
 }
 # What runs inside a worker process needs torch; nothing else of the study does.

@@ -65,7 +65,10 @@ def overview(study: Study, task: str, results: Sequence[Result]) -> Iterator[Dra
 
 
 def panels(study: Study, results: Sequence[Result]) -> Iterator[Drawing]:
-    """A figure for each method that has anything to show."""
+    """A figure for each method that has anything to show, if any run looked at its minimum."""
+    runs = [run for result in results for runs in result.grid.values() for run in runs]
+    if all(run.surface is None and run.spectrum is None for run in runs):
+        return iter(())
     return filter(None, (draw_panel(study, result) for result in results))
 
 
@@ -90,6 +93,11 @@ def draw_sensitivity(
         f"Mean {label} over seeds, with its 95 % interval, at every learning rate tried. "
         "Crosses below: runs that diverged; they are not in the means, and an open marker is a "
         "mean without them. Methods are set slightly apart so that their intervals stay visible."
+        + (
+            " The axis spaces accuracies by the logarithm of the errors that are left."
+            if is_fraction(study.metric)
+            else ""
+        )
         + (" Where other options were tried too, the best of them is shown." if extra else "")
     )
     said = [describe_line(name, line, study.metric, study.mode) for name, line in lines.items()]

@@ -20,10 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lightning_opt.errors import UsageError
+from lightning_opt.study.records import FORMAT, MANIFEST, RECORD, STATUSES
 
-FORMAT = 1
 Status: TypeAlias = Literal["finished", "diverged", "failed", "missing", "unreadable"]
-RECORDED: tuple[Status, ...] = ("finished", "diverged", "failed")
 Mode: TypeAlias = Literal["min", "max"]
 Point: TypeAlias = tuple[tuple[str, Any], ...]
 """A place in an optimizer's grid: its options and their values, hashable."""
@@ -100,7 +99,7 @@ def read_study(directory: Path) -> Study:
     Raises:
         UsageError: there is no ``study.json``, or it is not one that this version reads.
     """
-    path = directory / "study.json"
+    path = directory / MANIFEST
     if not path.is_file():
         raise UsageError(
             f"{directory} is not the directory of a study: it has no study.json.\n"
@@ -162,12 +161,12 @@ def hashable(value: Any) -> Any:
 def read_run(directory: Path, cell: Cell, metric: str) -> Run:
     """Reads one run's directory; never raises for what is in it."""
     folder = directory / cell.directory
-    if not (folder / "record.json").exists():
+    if not (folder / RECORD).exists():
         return Run(cell, "missing")
     try:
-        record = read_record(folder / "record.json", cell, metric)
+        record = read_record(folder / RECORD, cell, metric)
     except Unreadable as error:
-        fault = Fault("record.json", str(error))
+        fault = Fault(RECORD, str(error))
         return Run(cell, "unreadable", faults=(fault,))
     faults: list[Fault] = []
 
@@ -205,7 +204,7 @@ def read_record(path: Path, cell: Cell, metric: str) -> Mapping[str, Any]:
         Unreadable: it is truncated, of another format or of another run.
     """
     record = read_json(path)
-    if record.get("status") not in RECORDED:
+    if record.get("status") not in STATUSES:
         raise Unreadable(f"its status is {record.get('status')!r}")
     if record.get("hash") != cell.hash:
         raise Unreadable(f"it belongs to another run, {record.get('hash')!r}")
@@ -213,7 +212,7 @@ def read_record(path: Path, cell: Cell, metric: str) -> Mapping[str, Any]:
         if not isinstance(record.get(key) or {}, dict):
             raise Unreadable(f"its {key} are not a mapping")
     if record["status"] == "finished" and metric not in (record.get("metrics") or {}):
-        raise Unreadable(f"it has no {metric}, by which the study selects")
+        raise Unreadable(f"its metrics have no {metric}, by which the study file selects")
     return record
 
 
@@ -316,10 +315,18 @@ def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
     {'a': 1.0, 'b': nan}
     """
     return {
-        key: float("nan") if value is None else float(value)
+        key: float("nan") if value is None else as_float(value)
         for key, value in (values or {}).items()
         if value is None or isinstance(value, (int, float))
     }
+
+
+def as_float(value: float) -> float:
+    """The number, NaN for a whole number beyond every float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("nan")
 
 
 def strings(values: Mapping[str, Any] | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lightning_opt.errors import UsageError
 from lightning_opt.figures import save
 from lightning_opt.files import write_text
 
@@ -20,6 +21,7 @@ from .tables import every_run, grids, incomplete, machines, sensitivities, summa
 def write(directory: Path) -> Path:
     """Writes everything; see :func:`lightning_opt.report.write_report`."""
     study = read_study(directory)
+    check_places(directory)
     sections = [write_section(directory, study, task) for task in study.tasks]
     tables = [grids(study), incomplete(study), machines(study)]
     for table in tables:
@@ -28,6 +30,15 @@ def write(directory: Path) -> Path:
     page = directory / "report.html"
     write_text(page, render(study, sections, *tables))
     return page
+
+
+def check_places(directory: Path) -> None:
+    """Raises a UsageError where something else is in the way of what is to be written."""
+    for name, is_folder in (("figures", True), ("tables", True), ("report.html", False)):
+        path = directory / name
+        if path.exists() and path.is_dir() != is_folder:
+            kind = "a file, not a folder" if is_folder else "a folder, not a file"
+            raise UsageError(f"{path} is {kind}: move it away for the report to be written.")
 
 
 def write_section(directory: Path, study: Study, task: str) -> Section:

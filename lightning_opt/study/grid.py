@@ -31,7 +31,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import yaml
 
@@ -161,7 +161,9 @@ class Study:
         }
 
     def _config(self, task: str, optimizer: str, point: Point, seed: int) -> Config:
-        config = _merged(self.tasks[task], self.optimizers[optimizer])
+        # The task's own optimizer goes: its options are not those of the one that is compared.
+        config = {key: value for key, value in self.tasks[task].items() if key != "optimizer"}
+        config = _merged(config, self.optimizers[optimizer])
         config = _merged(config, {"trainer": self.trainer, "seed_everything": seed})
         for key, value in point.items():
             _set(config["optimizer"], key, value, f"optimizers.{optimizer}.space")
@@ -207,8 +209,7 @@ def _study(content: object, folder: Path) -> Study:
         if key not in study:
             raise UsageError(f"{key} is missing.")
     name = _text(study["name"], "name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"name becomes a folder: letters, digits, '.', '_', '-'; got {name!r}.")
+    _file_name(name, "name")
     select = _mapping(study["select"], "select")
     _known_keys(select, ("metric", "mode"), "select.")
     mode = select.get("mode", "max")
@@ -218,9 +219,10 @@ def _study(content: object, folder: Path) -> Study:
     descriptions = {}
     for entry in _list(study["tasks"], "tasks"):
         path = resolve("tasks", _text(entry, "tasks"), folder)
+        _file_name(path.stem, "a task's name, that of its file,")
         if path.stem in tasks:
             raise UsageError(f"tasks names {path.stem!r} twice.")
-        tasks[path.stem] = _mapping(_read_yaml(path), str(path))
+        tasks[path.stem] = _task(path)
         descriptions[path.stem] = _first_comment(path)
     optimizers, spaces = {}, {}
     for key, entry in _mapping(study["optimizers"], "optimizers", allow_empty=False).items():
@@ -242,9 +244,19 @@ def _study(content: object, folder: Path) -> Study:
     return checked
 
 
+def _task(path: Path) -> Config:
+    """A task's LightningCLI configuration, also as ``fit --print_config`` writes it."""
+    config = _mapping(_read_yaml(path), str(path))
+    for key in ("ckpt_path", "weights_only"):  # arguments of fit, not of what is trained
+        if config.pop(key, None) is not None:
+            raise UsageError(f"{path} sets {key}, which has no place in a task: remove it.")
+    return config
+
+
 def _optimizer(
     name: str, entry: object, folder: Path
 ) -> tuple[Config, dict[str, tuple[Scalar, ...]]]:
+    _file_name(name, "an optimizer's name")
     where = f"optimizers.{name}"
     options = _mapping(entry, where)
     _known_keys(options, ("config", "space"), f"{where}.")
@@ -265,7 +277,7 @@ def _values(value: object, where: str) -> tuple[Scalar, ...]:
         if not isinstance(item, (bool, int, float, str)):
             raise UsageError(f"{where} holds numbers, texts and booleans, got {item!r}.")
         if is_rate and not (_is_number(item) and float(item) > 0):
-            raise UsageError(f"{where} is a learning rate, a number above 0; got {item!r}.")
+            raise UsageError(f"{where} is a learning rate, a number above 0; got {_shown(item)}.")
     if len(set(values)) < len(values):
         raise UsageError(f"{where} has a value twice: {list(values)}.")
     return tuple(values)
@@ -282,7 +294,8 @@ def _log_grid(grid: Mapping[str, Any], where: str) -> list[float]:
     if not isinstance(points, int) or points < 2:
         raise UsageError(f"{where}.points is a whole number of at least 2, got {points!r}.")
     # Four digits: 0.003162 rather than 0.0031622776601683794 in names, tables and hashes.
-    return [float(f"{low * (high / low) ** (i / (points - 1)):.4g}") for i in range(points)]
+    inner = [low * (high / low) ** (i / (points - 1)) for i in range(1, points - 1)]
+    return [low, *(float(f"{value:.4g}") for value in inner), high]
 
 
 def _seeds(value: object) -> tuple[int, ...]:
@@ -312,18 +325,33 @@ def _set(instance: dict[str, Any], key: str, value: Scalar, where: str) -> None:
 
 
 def _merged(base: Config, over: Config) -> dict[str, Any]:
-    """A copy of ``base`` with ``over`` laid over it; mappings merge, anything else replaces."""
+    """A copy of ``base`` with ``over`` laid over it.
+
+    Mappings merge, unless they are of different classes; anything else replaces.
+    """
     merged = json.loads(json.dumps(base))
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merged(merged[key], value)
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        if both and old.get("class_path") == value.get("class_path", old.get("class_path")):
+            merged[key] = _merged(old, value)
         else:
             merged[key] = json.loads(json.dumps(value))
     return merged  # type: ignore[no-any-return]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as LightningCLI does; YAML 1.1 wants 1.0e-3 and makes it a text."""
+    """YAML as LightningCLI reads it, 1e-3 being a number; a key that is given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -344,7 +372,7 @@ def _read_yaml(path: Path) -> object:
         raise UsageError(f"{path}{line} is not valid YAML: {problem}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} holds a value that is not plain data: {error}.") from None
     return content
 
@@ -376,6 +404,13 @@ def _text(value: object, where: str) -> str:
     return value
 
 
+def _file_name(name: str, what: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(
+            f"{what} becomes a file's name: letters, digits, '.', '_', '-'; got {name!r}."
+        )
+
+
 def _known_keys(mapping: Mapping[str, object], known: Iterable[str], prefix: str) -> None:
     known = list(known)
     for key in mapping:
@@ -383,8 +418,13 @@ def _known_keys(mapping: Mapping[str, object], known: Iterable[str], prefix: str
             raise UsageError(f"There is no option {prefix}{key}. {did_you_mean(key, known)}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _shown(value: object) -> str:

@@ -14,15 +14,13 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
 
 from lightning_opt.errors import UsageError
 
 from .grid import Cell
-from .records import LOG, Outcome, Status, iso_time, read_status, write_record
+from .records import LOG, RECORD, USAGE, Outcome, iso_time, read_record, write_record
 
 ATTEMPTS = 3
-Event = Literal["started"] | Status
 
 _WORKER = "lightning_opt.study.worker"
 
@@ -35,7 +33,7 @@ def check(cells: Sequence[Cell]) -> None:
             refuses its arguments.
     """
     receive, send = multiprocessing.Pipe(duplex=False)
-    process = _context().Process(target=_check, args=(cells, send), daemon=True)
+    process = _context().Process(target=_check, args=(cells, send))
     process.start()
     send.close()
     try:
@@ -53,19 +51,22 @@ def run(
     *,
     workers: int,
     threads: int,
-    on_event: Callable[[Cell, Event], None],
+    on_started: Callable[[], None],
+    on_ended: Callable[[Cell], None],
 ) -> None:
     """Runs every cell to its record, ``workers`` at a time.
 
     A process that ends without a record is tried again, ``ATTEMPTS`` times in all, each time from
-    its last checkpoint; then the failure is recorded with the end of its log.
+    its last checkpoint; then the failure is recorded with the end of its log. So is an error that
+    would come again, at once.
 
     Args:
         cells: What to run, in this order.
         out: The study's directory.
         workers: Processes at once.
         threads: Threads that each of them computes with.
-        on_event: Told when a cell starts and what it came to.
+        on_started: Called when a cell starts.
+        on_ended: Called with a cell when its record is written.
     """
     context = _context()
     waiting = deque((cell, 1) for cell in cells)
@@ -74,27 +75,28 @@ def run(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell, attempt = waiting.popleft()
+                if attempt == 1:
+                    (out / cell.directory / RECORD).unlink(missing_ok=True)  # of a failure
                 now = time.time()
                 process: BaseProcess = context.Process(
                     target=_run,
                     args=(cell, out / cell.directory, attempt, threads, now),
-                    daemon=True,
+                    daemon=False,  # a daemon may not have children, such as data loader workers
                 )
                 process.start()
                 running[process.sentinel] = (process, cell, attempt, iso_time(now))
                 if attempt == 1:
-                    on_event(cell, "started")
+                    on_started()
             for sentinel in wait(list(running)):
                 assert isinstance(sentinel, int)
                 process, cell, attempt, started = running.pop(sentinel)
                 process.join()
-                status = read_status(out / cell.directory, cell)
-                if status is None and attempt < ATTEMPTS:
-                    waiting.appendleft((cell, attempt + 1))
-                    continue
-                if status is None:
-                    status = _record_failure(out / cell.directory, cell, process, attempt, started)
-                on_event(cell, status)
+                if read_record(out / cell.directory, cell) is None:
+                    if attempt < ATTEMPTS and process.exitcode != USAGE:
+                        waiting.appendleft((cell, attempt + 1))
+                        continue
+                    _record_failure(out / cell.directory, cell, process, attempt, started)
+                on_ended(cell)
     finally:
         for process, *_ in running.values():
             process.kill()  # files are renamed into place, so nothing is left half-written
@@ -103,18 +105,18 @@ def run(
 
 def _record_failure(
     directory: Path, cell: Cell, process: BaseProcess, attempt: int, started: str
-) -> Status:
+) -> None:
     code = process.exitcode or 0
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    error = f"The process {how}.\n{_last_lines(directory / LOG)}"
+    lines = 1 if code == USAGE else 12
+    error = f"The process {how}.\n{_last_lines(directory / LOG, lines)}"
     outcome = Outcome("failed", metrics={}, cost={}, error=error)
     write_record(
         directory, cell, outcome, attempts=attempt, started=started, ended=iso_time(time.time())
     )
-    return "failed"
 
 
-def _last_lines(log: Path, count: int = 12) -> str:
+def _last_lines(log: Path, count: int) -> str:
     if not log.exists():
         return ""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])

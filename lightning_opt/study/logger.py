@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_opt.files import replacing
 
+_SECONDS_BETWEEN_WRITES = 10
+
 
 class RunLogger(Logger):
-    """Writes ``metrics.csv`` into the run directory whenever a checkpoint is written.
+    """Writes ``metrics.csv`` into the run directory, whole each time.
 
-    File and checkpoint thereby tell of the same steps, and a run that continues from the
-    checkpoint continues the file without a gap or a repeated row. (Lightning's ``CSVLogger``
-    deletes the file of the interrupted run.)
+    It is written before every checkpoint, at the end, and every ten seconds in between. A run that
+    continues from a checkpoint continues the file, without a gap or a repeated row. (Lightning's
+    ``CSVLogger`` deletes the file of the interrupted run.)
 
     Args:
         directory: The run directory; Lightning's ``trainer.log_dir``.
@@ -36,6 +38,7 @@ class RunLogger(Logger):
     def __init__(self, directory: Path, resume_step: int = 0) -> None:
         super().__init__()
         self._directory = directory
+        self._written = time.monotonic()
         self._rows: list[dict[str, str]] = []
         if resume_step > 0:
             self._rows = [row for row in _read(self.path) if int(row["step"]) < resume_step]
@@ -68,17 +71,23 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        # Lightning calls this after every log_metrics; each time to write it all would be
+        # quadratic in the length of the run.
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Writes every row so far."""
+        self._written = time.monotonic()
         columns = dict.fromkeys(["step", "epoch", *(name for row in self._rows for name in row)])
         with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self._rows)
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        self.save()
-
     def finalize(self, status: str) -> None:
-        self.save()
+        self.write()
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,23 +104,30 @@ class CostMeter(Callback):
 
 
 class ResumePoint(ModelCheckpoint):
-    """Writes one checkpoint after every epoch but the last, over the one before.
+    """Writes metrics and one checkpoint after every epoch but the last, over those before.
 
     Lightning's ``fit`` does nothing, not even ``on_train_end``, when it resumes from a checkpoint
     of the last epoch. Without that one, a run that is interrupted while it analyzes its minimum
     trains its last epoch again and analyzes it.
+
+    Args:
+        path: Of the checkpoint.
+        write_metrics: Called before each checkpoint, since a run that continues from it needs all
+            metrics up to there; it drops later ones.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, write_metrics: Callable[[], None]) -> None:
         super().__init__(
             dirpath=path.parent,
             filename=path.stem,
             save_on_train_epoch_end=True,  # so that a run that resumes starts with an epoch
             enable_version_counter=False,
         )
+        self._write_metrics = write_metrics
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.fit_loop.done:
+            self._write_metrics()
             super().on_train_epoch_end(trainer, module)
 
 
@@ -128,9 +135,13 @@ class RandomState(Callback):
     """Carries the random state in the checkpoint, so that a run that continues draws the same.
 
     Lightning does not; dropout and augmentation would otherwise differ after an interruption.
+
+    Args:
+        run: The hash of the cell, which tells its checkpoint from a foreign one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._resumed: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +150,7 @@ class RandomState(Callback):
         numpy["state"]["key"] = numpy["state"]["key"].tolist()
         version, internal, gauss_next = random.getstate()
         return {
+            "run": self._run,
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": numpy,
@@ -149,8 +161,8 @@ class RandomState(Callback):
         self._resumed = state_dict
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # After the optimizers are made, before the data loader is iterated: both may draw. The
-        # checkpoint was written after an epoch, where the loader is what draws next, too.
+        # After the optimizers are made, before the data loader is iterated: both may draw. Where
+        # the checkpoint was written, the data loader is what draws next, too.
         if self._resumed is None:
             return
         state, self._resumed = self._resumed, None

@@ -12,25 +12,28 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_opt.errors import UsageError
 from lightning_opt.files import write_json
 
 from .grid import Cell
 
-FORMAT = 1
+FORMAT = 1  # of study.json and record.json
 Status = Literal["finished", "diverged", "failed"]
 STATUSES: tuple[Status, ...] = ("finished", "diverged", "failed")
 
+MANIFEST = "study.json"
 RECORD = "record.json"
 LOG = "log.txt"
 RESUME = "checkpoints/resume.ckpt"  # while the run is not complete
 FINAL = "checkpoints/final.ckpt"
+
+USAGE = 2  # the exit code of a worker whose error would come again
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ class Outcome:
         metrics: Final metrics by name.
         cost: Seconds, steps and bytes, by name.
         error: The end of the log of a failed run.
+        device: What it computed on: the accelerator, and the number of threads, which rounding
+            and time depend on.
     """
 
     status: Status
     metrics: Mapping[str, float]
     cost: Mapping[str, float]
     error: str | None = None
+    device: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def write_record(
@@ -65,7 +71,7 @@ def write_record(
             "metrics": _json_numbers(outcome.metrics),
             "cost": _json_numbers(outcome.cost),
             "versions": versions(),
-            "hardware": hardware(),
+            "hardware": {**hardware(), **outcome.device},
             "attempts": attempts,
             "error": outcome.error,
             "started": started,
@@ -74,8 +80,8 @@ def write_record(
     )
 
 
-def read_status(directory: Path, cell: Cell) -> Status | None:
-    """The recorded status of a cell's run; ``None`` if it is not complete.
+def read_record(directory: Path, cell: Cell) -> dict[str, Any] | None:
+    """The record of a cell's run; ``None`` if the run is not complete.
 
     Raises:
         UsageError: there is a record, but it is truncated or belongs to another cell.
@@ -95,13 +101,13 @@ def read_status(directory: Path, cell: Cell) -> Status | None:
         or record.get("format") != FORMAT
         or record.get("hash") != cell.hash
         or record.get("status") not in STATUSES
+        or not isinstance(record.get("metrics"), dict)
     ):
         raise UsageError(
             f"{path} is not the record of this cell (status, format or hash differ). Nothing was "
             f"changed. To run this cell again, move the folder {directory} away."
         )
-    status: Status = record["status"]
-    return status
+    return record
 
 
 def iso_time(seconds: float) -> str:

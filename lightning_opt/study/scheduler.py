@@ -1,41 +1,44 @@
-"""From the command to the page: opens the study's directory, runs what is missing, reports."""
+"""Runs what is missing of a study, in its directory."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from lightning_opt.errors import UsageError
-from lightning_opt.files import write_json
+from lightning_opt.errors import UsageError, did_you_mean
+from lightning_opt.files import is_leftover, remove_leftovers, write_json
 
 from . import local
 from .grid import Cell, Study, load_study
-from .records import hardware, read_status
+from .records import MANIFEST, hardware, read_record
 
-MANIFEST = "study.json"
+_LOCK = ".lock"
 
 
-def run_study(name_or_file: str, out: Path | None = None, workers: int | None = None) -> int:
-    """Runs a study, or what is left of it, and writes its report.
+def run_study(
+    name_or_file: str, out: Path | None = None, workers: int | None = None
+) -> tuple[Path, Counter[str]]:
+    """Runs a study, or what is left of it.
 
     Args:
         name_or_file: A shipped study's name or the path of a study file.
         out: The study's directory; ``runs/NAME`` if left out.
-        workers: Runs at once; one per core if left out.
+        workers: Runs at once; one per core if left out. Each computes with its share of the cores.
 
     Returns:
-        The exit code: 1 if a run failed, else 0. A diverged run is a result, not a failure.
+        The directory, and how many of the study's runs have each status. A diverged run is a
+        result, not a failure.
 
     Raises:
-        UsageError: the study, the directory, or a run directory in it cannot be used; nothing was
-            run and nothing changed.
+        UsageError: the study, the directory, or a run directory in it cannot be used; nothing that
+            was there is lost.
     """
     study = load_study(name_or_file)
     out = Path("runs") / study.name if out is None else out
@@ -44,15 +47,16 @@ def run_study(name_or_file: str, out: Path | None = None, workers: int | None = 
     if workers < 1:
         raise UsageError(f"--workers is a number of at least 1, got {workers}.")
     _check_owner(out, study)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".lock", timeout=0):
-            counts = _run_missing(study, out, workers, threads=max(1, cores // workers))
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / _LOCK, timeout=0):
+            return out, _run_missing(study, out, workers, threads=max(1, cores // workers))
     except Timeout:
         raise UsageError(
             f"Another process is running the study in {out}. Wait for it, or choose another --out."
         ) from None
-    return _report(study, out, counts)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written to: {error}. Choose another --out.") from error
 
 
 def _check_owner(out: Path, study: Study) -> None:
@@ -60,20 +64,19 @@ def _check_owner(out: Path, study: Study) -> None:
     way_out = "Choose another directory with --out."
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a directory. {way_out}")
-    if not out.exists() or not any(entry.name != ".lock" for entry in out.iterdir()):
+    entries = list(out.iterdir()) if out.exists() else []
+    if all(entry.name == _LOCK or is_leftover(entry.name) for entry in entries):
         return
     manifest = out / MANIFEST
     try:
         owner = json.loads(manifest.read_text(encoding="utf-8"))["name"]
-    except FileNotFoundError:
-        raise UsageError(
-            f"{out} holds something else: it is not empty and has no {MANIFEST}. {way_out}"
-        ) from None
     except (OSError, ValueError, TypeError, KeyError):
+        # The names of run directories end in a hash: one of them settles whose directory it is.
+        if any((out / cell.directory).is_dir() for cell in study.cells()):
+            return
         raise UsageError(
-            f"{manifest} cannot be read as a study's manifest (truncated, or foreign). {way_out} "
-            f"If the runs in {out} are this study's, replace that file by one of the content "
-            f'{{"name": "{study.name}"}}.'
+            f"{out} holds something else: it is not empty, and has no readable {MANIFEST} and no "
+            f"run of the study {study.name!r}. {way_out}"
         ) from None
     if owner != study.name:
         raise UsageError(f"{out} belongs to the study {owner!r}, not {study.name!r}. {way_out}")
@@ -81,45 +84,104 @@ def _check_owner(out: Path, study: Study) -> None:
 
 def _run_missing(study: Study, out: Path, workers: int, threads: int) -> Counter[str]:
     cells = study.cells()
-    statuses = {cell.hash: read_status(out / cell.directory, cell) for cell in cells}
+    records = {cell.hash: read_record(out / cell.directory, cell) for cell in cells}
+    for record in records.values():
+        _check_metrics(study, record)
     # What failed is run again: whoever starts the study once more has mended something.
-    missing = [cell for cell in cells if statuses[cell.hash] in (None, "failed")]
+    done = [record["status"] for record in records.values() if record and _is_done(record)]
+    missing = [cell for cell in cells if not _is_done(records[cell.hash])]
     if missing:
         print(
             f"{study.name}: {len(missing)} of {len(cells)} runs to do in {out}, {workers} at a "
             "time. Importing torch and Lightning takes some seconds, once.",
             file=sys.stderr,
         )
-        local.check(_one_of_each(missing))
+        local.check(_samples(missing))
+    _tell_what_is_left_out(study, out)
+    remove_leftovers(out)
     write_json(out / MANIFEST, study.manifest())
-    counts: Counter[str] = Counter(
-        status for status in statuses.values() if status and status != "failed"
-    )
-    for cell in missing:
-        (out / cell.directory / "record.json").unlink(missing_ok=True)
-    with _progress(study.name, len(cells), done=counts.total()) as bar:
+    counts = Counter(done)
+    with _progress(study.name, len(cells), done=len(done)) as bar:
         running = 0
 
-        def show(cell: Cell, event: local.Event) -> None:
+        def show(change: int) -> None:
             nonlocal running
-            if event == "started":
-                running += 1
-            else:
-                running -= 1
-                counts[event] += 1
-                bar.update()
+            running += change
             bar.set_postfix_str(
                 f"running {running}, diverged {counts['diverged']}, failed {counts['failed']}",
                 refresh=sys.stderr.isatty(),
             )
 
-        local.run(missing, out, workers=workers, threads=threads, on_event=show)
+        def ended(cell: Cell) -> None:
+            record = read_record(out / cell.directory, cell)
+            _check_metrics(study, record)
+            assert record is not None
+            counts[record["status"]] += 1
+            bar.update()
+            show(-1)
+
+        try:
+            local.run(
+                missing,
+                out,
+                workers=workers,
+                threads=threads,
+                on_started=lambda: show(+1),
+                on_ended=ended,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            print(
+                f"Interrupted: {counts.total()} of {len(cells)} runs are done. The same command "
+                "continues, those that were running from their last epoch.",
+                file=sys.stderr,
+            )
+            raise
     return counts
 
 
-def _one_of_each(cells: list[Cell]) -> list[Cell]:
-    """A cell of each task and optimizer: they differ in numbers only."""
-    return list({(cell.task, cell.optimizer): cell for cell in reversed(cells)}.values())
+def _is_done(record: dict[str, Any] | None) -> bool:
+    return record is not None and record["status"] != "failed"
+
+
+def _check_metrics(study: Study, record: dict[str, Any] | None) -> None:
+    """Refuses a study file that selects or reports a metric which a finished run does not have."""
+    if record is None or record["status"] != "finished":
+        return
+    metrics = record["metrics"]
+    for key, name in (("select.metric", study.metric), ("test_metric", study.test_metric)):
+        if name not in metrics:
+            raise UsageError(
+                f"{key} is {name!r}, which the runs of the study {study.name!r} do not have. "
+                f"{did_you_mean(name, metrics)} Mend the study file and run it again: what is "
+                "finished is kept."
+            )
+
+
+def _samples(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells among which every value occurs, so that building them finds every value refused.
+
+    Of learning rates, which are known to be positive numbers, one stands for all.
+    """
+    samples: dict[tuple[str, ...], Cell] = {}
+    for cell in cells:
+        for key, value in cell.point.items():
+            shown = "a rate" if key.rsplit(".", 1)[-1] == "lr" else repr(value)
+            samples.setdefault((cell.task, cell.optimizer, key, shown), cell)
+    return list({cell.hash: cell for cell in samples.values()}.values())
+
+
+def _tell_what_is_left_out(study: Study, out: Path) -> None:
+    """Says which runs in the directory the study file no longer names."""
+    planned = {Path(cell.directory).name for cell in study.cells()}
+    others = sorted(path.parent.name for path in out.glob("cells/*/record.json"))
+    strangers = [name for name in others if name not in planned]
+    if strangers:
+        print(
+            f"{len(strangers)} runs in {out}, such as {strangers[0]}, are not in this study file: "
+            "they stay where they are, and the report leaves them out.",
+            file=sys.stderr,
+        )
 
 
 def _progress(name: str, total: int, done: int) -> tqdm[NoReturn]:
@@ -134,17 +196,3 @@ def _progress(name: str, total: int, done: int) -> tqdm[NoReturn]:
         mininterval=0.1 if sys.stderr.isatty() else 10,
         bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
     )
-
-
-def _report(study: Study, out: Path, counts: Counter[str]) -> int:
-    from lightning_opt.report import write_report  # pandas and matplotlib: only once runs are done
-
-    page = write_report(out)
-    print(
-        f"{study.name}: {counts['finished']} finished, {counts['diverged']} diverged, "
-        f"{counts['failed']} failed."
-    )
-    if counts["failed"]:
-        print("The failures are listed in the report. Run the study again to retry them.")
-    print(f"Report: {os.path.relpath(page)}")
-    return 1 if counts["failed"] else 0

@@ -6,6 +6,7 @@ a server that has imported it.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -21,13 +22,13 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from lightning_opt.errors import UsageError
-from lightning_opt.files import write_text
+from lightning_opt.files import remove_leftovers, write_text
 from lightning_opt.lightning_cli import OptLightningCLI
 
 from .grid import Cell
 from .logger import RunLogger
 from .meters import CostMeter, Diverged, RandomState, ResumePoint, StopOnDivergence
-from .records import FINAL, LOG, RESUME, Outcome, Status, iso_time, write_record
+from .records import FINAL, LOG, RESUME, USAGE, Outcome, Status, iso_time, write_record
 
 
 def run_in_process(
@@ -35,14 +36,22 @@ def run_in_process(
 ) -> None:
     """The body of a worker process: one attempt at one cell, its output in ``log.txt``.
 
-    Exits with 1 after an error; the scheduler then decides whether to try again.
+    Exits with 1 after an error; the scheduler then decides whether to try again. A ``UsageError``
+    would come again: it is the only thing left in the log, and the exit code is 2.
     """
     _end_with_parent()
     directory.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(directory)
     _redirect_output(directory / LOG)
     torch.set_num_threads(threads)
+    # A process of a fork server inherits that as its own way to start processes, by which each
+    # worker of a data loader would import torch again. None is the platform's default.
+    multiprocessing.set_start_method(None, force=True)
     try:
         run_cell(cell, directory, attempt, scheduled)
+    except UsageError as error:
+        print(error, flush=True)
+        os._exit(USAGE)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -56,7 +65,7 @@ def check_in_process(cells: Sequence[Cell], answer: Connection) -> None:
     _redirect_output(Path(os.devnull))
     for cell in cells:
         try:
-            OptLightningCLI(dict(cell.config), run=False, trainer_overrides=_quiet())
+            _build(cell, Path(os.devnull), RunLogger(Path(os.devnull)))
         except Exception as error:  # a class of the user's may raise anything
             short = isinstance(error, UsageError)
             reason = str(error) if short else "".join(traceback.format_exception_only(error))
@@ -76,23 +85,14 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
         scheduled: ``time.time()`` when the cell was given a process; now, if left out.
     """
     scheduled = time.time() if scheduled is None else scheduled
-    logger, resume = _resume(directory)
+    logger, resume = _resume(directory, cell)
     cost = CostMeter(scheduled)
-    cli = OptLightningCLI(
-        dict(cell.config),
-        run=False,
-        trainer_overrides={
-            **_quiet(),
-            "logger": logger,
-            "default_root_dir": str(directory),
-            "callbacks": [StopOnDivergence(), RandomState(), ResumePoint(directory / RESUME)],
-        },
-    )
+    cli = _build(cell, directory, logger)
     # First, since what analyzes the minimum at the end of fit is a cost apart.
     cli.trainer.callbacks.insert(0, cost)  # type: ignore[attr-defined]
     write_text(directory / "config.yaml", cli.resolved_config())
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=directory / RESUME if resume else None)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume)
         cost.finish()
         cli.trainer.save_checkpoint(directory / FINAL)
         metrics = {**_floats(cli.trainer), **_test(cli.trainer, cli.model, cli.datamodule)}
@@ -100,9 +100,13 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
         status: Status = "finished" if finite else "diverged"
     except Diverged as reason:
         print(reason)
-        logger.save()
+        logger.write()
         metrics, status = _floats(cli.trainer), "diverged"
-    outcome = Outcome(status, metrics, cost.cost(cli.model))
+    device: dict[str, str | int] = {
+        "threads": torch.get_num_threads(),
+        "accelerator": _accelerator(cli.trainer.strategy.root_device),
+    }
+    outcome = Outcome(status, metrics, cost.cost(cli.model), device=device)
     write_record(
         directory,
         cell,
@@ -114,6 +118,23 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
     (directory / RESUME).unlink(missing_ok=True)
 
 
+def _build(cell: Cell, directory: Path, logger: RunLogger) -> OptLightningCLI:
+    """The cell's model, data and trainer, with what every run of a study has beside them."""
+    resume_point = ResumePoint(directory / RESUME, logger.write)
+    return OptLightningCLI(
+        dict(cell.config),
+        run=False,
+        trainer_overrides={
+            "logger": logger,
+            "default_root_dir": str(directory),
+            "enable_checkpointing": True,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [StopOnDivergence(), RandomState(cell.hash), resume_point],
+        },
+    )
+
+
 def _test(trainer: Trainer, model: LightningModule, datamodule: Any) -> dict[str, float]:
     trainer.test(model, datamodule, verbose=False)
     return _floats(trainer)
@@ -123,19 +144,21 @@ def _floats(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _quiet() -> dict[str, Any]:
-    return {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+def _accelerator(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _resume(directory: Path) -> tuple[RunLogger, Path | None]:
+def _resume(directory: Path, cell: Cell) -> tuple[RunLogger, Path | None]:
     """The metrics so far and the checkpoint that an interrupted run left; else a new start."""
     path = directory / RESUME
     if path.exists():
         try:
-            step = int(torch.load(path, weights_only=True, map_location="cpu")["global_step"])
-            return RunLogger(directory, resume_step=step), path
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+            if checkpoint["callbacks"][RandomState.__qualname__]["run"] != cell.hash:
+                raise ValueError("it is the checkpoint of another run")
+            return RunLogger(directory, resume_step=int(checkpoint["global_step"])), path
         except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
-            print(f"{path} or its metrics cannot be read ({error}); the run starts again.")
+            print(f"{path} or its metrics cannot be used ({error!r}); the run starts again.")
             path.rename(path.with_suffix(".unreadable"))
     return RunLogger(directory), None
 

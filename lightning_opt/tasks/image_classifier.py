@@ -95,7 +95,7 @@ class ImageClassifier(LightningModule):
             raise UsageError(
                 "ImageClassifier has no optimizer: pass optimizer=, for instance "
                 "ImageClassifier(network, optimizer=torch.optim.Adam), or --optimizer on the "
-                "command line."
+                "command line (or a shipped one: --config adam)."
             )
         optimizer = self._make_optimizer(self.parameters())
         if self._make_lr_scheduler is None:

@@ -103,3 +103,38 @@ def test_order_follows_the_seed_of_the_run_and_changes_every_epoch():
 def test_options_out_of_range_are_named(options, words: str):
     with pytest.raises(ValueError, match=words):
         Digits(**options)
+
+
+def test_analysis_callbacks_see_the_same_images_in_every_run():
+    """Minima of runs that differ in seed and length are compared on the same data."""
+    from lightning_opt.callbacks import LossSurface
+    from lightning_opt.models import ShallowCNN
+    from lightning_opt.tasks import ImageClassifier
+
+    def images_taken(seed: int, epochs: int) -> torch.Tensor:
+        seen = []
+
+        def loss(module, batch):
+            seen.append(batch[0])
+            return module.loss(batch)
+
+        seed_everything(seed)
+        surface = LossSurface(loss=loss, batches=2, resolution=(2, 2))
+        trainer = Trainer(
+            max_epochs=epochs,
+            limit_train_batches=3,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[surface],
+        )
+        surface._write = lambda *args: None  # what it saw is enough
+        trainer.fit(ImageClassifier(ShallowCNN(), optimizer=torch.optim.SGD), Digits())
+        return torch.cat(seen[:2])
+
+    first = images_taken(seed=0, epochs=1)
+    assert torch.equal(images_taken(seed=1, epochs=1), first)
+    assert torch.equal(images_taken(seed=0, epochs=2), first)

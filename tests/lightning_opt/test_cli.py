@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 import time
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lightning-opt {__version__}\n"
     assert main(["--help"]) == 0
-    assert all(f"\n  {name} " in capsys.readouterr().out for name in list(COMMANDS)[:1])
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
 
 
 def test_no_arguments_prints_the_help_as_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,18 +88,26 @@ def test_study_without_a_name_lists_the_shipped_ones(capsys: pytest.CaptureFixtu
     assert ", ".join(shipped("studies")) in capsys.readouterr().err
 
 
-def test_study_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("failed", "code"), [(0, 0), (2, 1)])
+def test_study_passes_its_arguments_on_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failed: int, code: int
+) -> None:
     calls: list[tuple[object, ...]] = []
 
-    def run_study(*arguments: object) -> int:
+    def run_study(*arguments: object) -> tuple[Path, Counter[str]]:
         calls.append(arguments)
-        return 1
+        return Path("runs/x"), Counter(finished=3, failed=failed)
 
+    report = ModuleType("lightning_opt.report")
+    report.write_report = lambda directory: directory / "report.html"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning_opt.report", report)
     study = ModuleType("lightning_opt.study")
     study.run_study = run_study  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lightning_opt.study", study)
-    assert main(["study", "demo"]) == 1  # the exit code of a study with failed runs
-    assert main(["study", "a/b.yaml", "--out", "there", "--workers", "3"]) == 1
+    assert main(["study", "demo"]) == code
+    assert f"3 finished, 0 diverged, {failed} failed" in capsys.readouterr().out
+    assert main(["study", "a/b.yaml", "--out", "there", "--workers", "3"]) == code
+    assert str(Path("runs/x/report.html")) in capsys.readouterr().out
     assert calls == [("demo", None, None), ("a/b.yaml", Path("there"), 3)]
 
 

@@ -304,6 +304,8 @@ VALUES = [
     (["--lr_interval", "step"], "--lr_interval needs --lr_scheduler"),
     (["--ckpt_path", "no.ckpt"], "--ckpt_path: there is no checkpoint no.ckpt."),
     (["--ckpt_path", "foreign.ckpt"], "--ckpt_path: foreign.ckpt cannot be read as a checkpoint."),
+    (["--ckpt_path", "other.ckpt"], "--ckpt_path: other.ckpt is not a checkpoint of Lightning's"),
+    (["--config", "binary.yaml"], "binary.yaml cannot be read"),
     (["--trainer.accelerator", "gpuu"], "invalid accelerator name: `accelerator='gpuu'`"),
     (["--config", "digts"], "nor a shipped configuration of that name. Did you mean digits?"),
     (["--config", "a/b.yaml"], "there is no file a/b.yaml"),
@@ -315,6 +317,8 @@ def test_a_mistake_is_answered_with_the_way_out(
     given: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("foreign.ckpt").write_text("hello")
+    torch.save({"a": 1}, "other.ckpt")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     check_message(["fit", "--seed_everything=0", *DEMO, *given], expected, capsys)
 
 

@@ -156,6 +156,16 @@ def test_maximize_is_minimizing_the_negative(build: Build) -> None:
 
 
 @every
+def test_tensor_learning_rate_with_an_axis_moves_a_scalar(build: Build) -> None:
+    """A tensor of one element has the shape (1,) as often as (), and a scalar parameter none."""
+    scalar = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    optimizer = build([scalar], lr=torch.tensor([0.02], dtype=torch.float64))
+    scalar.square().backward()
+    optimizer.step()
+    assert scalar.shape == () and scalar < 1
+
+
+@every
 def test_tensor_learning_rate(build: Build) -> None:
     """Same path as with a number, and changes to the tensor count."""
     with_number, with_tensor = Net(), Net()

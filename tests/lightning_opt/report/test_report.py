@@ -245,3 +245,13 @@ def test_a_diverged_seed_does_not_widen_the_band_of_those_that_finished(make_stu
     assert curve.high.max() < 5 and not curve.diverged
     only = [run for run in result.runs if run.status == "diverged"]
     assert loss_curve(only).diverged and loss_curve([]) is None
+
+
+def test_a_study_that_looked_at_no_minimum_has_no_chapter_about_them(make_study):
+    """Grey boxes for every run would be no news; how to have them looked at is."""
+    directory = make_study()
+    for path in directory.glob("cells/*/s*.npz"):
+        path.unlink()
+    text = words(Page(write_report(directory).read_text(encoding="utf-8")))
+    assert "Minima on" not in text
+    assert "No run looked at its minimum" in text and "HessianSpectrum" in text

@@ -82,6 +82,41 @@ def test_adding_a_learning_rate_keeps_the_hashes_of_the_others(load):
     assert before < {cell.hash for cell in after}
 
 
+def test_ends_of_a_grid_are_as_given(load):
+    grid = {"low": 0.00012345, "high": 0.987654, "points": 3}
+    values = load(optimizers={"sgd": {"space": {"lr": grid}}}).spaces["sgd"]["lr"]
+    assert values == (0.00012345, 0.01104, 0.987654)
+
+
+def test_options_of_the_tasks_own_optimizer_do_not_leak(tmp_path: Path):
+    """They would make every method run with another one's weight decay."""
+    (tmp_path / "task.yaml").write_text(
+        "optimizer: {class_path: torch.optim.AdamW, init_args: {weight_decay: 0.5}}\n"
+        "model: {class_path: a.Model, init_args: {width: 3}}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study(tasks=["./task.yaml"])))
+    config = load_study(str(path)).cells()[0].config
+    assert config["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert "weight_decay" not in config["optimizer"]["init_args"]
+    assert config["model"]["init_args"] == {"width": 3}
+
+
+@pytest.mark.parametrize("value", ["null", "a.ckpt"])
+def test_a_printed_configuration_is_a_task(tmp_path: Path, value: str):
+    """`fit --print_config` adds the arguments of fit, null unless they were given."""
+    (tmp_path / "task.yaml").write_text(
+        f"model: {{class_path: a.Model}}\nckpt_path: {value}\nweights_only: null\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study(tasks=["./task.yaml"])))
+    if value == "null":
+        assert "ckpt_path" not in load_study(str(path)).cells()[0].config
+    else:
+        with pytest.raises(UsageError, match=r"task\.yaml sets ckpt_path"):
+            load_study(str(path))
+
+
 def test_hash_depends_on_what_runs(load):
     hashes = {load(trainer=trainer).cells()[0].hash for trainer in ({}, {"max_epochs": 3})}
     assert len(hashes) == 2
@@ -132,6 +167,8 @@ SPACE = {"lr": [0.1]}
         ({"optimizers": {"adam": {"space": {"lr": []}}}}, ["space.lr is empty"]),
         ({"optimizers": {"adam": {"space": {"lr": [-0.1]}}}}, ["space.lr", "above 0", "-0.1"]),
         ({"optimizers": {"adam": {"space": {"lr": [0.0]}}}}, ["space.lr", "above 0"]),
+        ({"optimizers": {"a b": {"space": SPACE}}}, ["an optimizer's name", "'a b'"]),
+        ({"optimizers": {"adam": {"space": {"lr": [10**400]}}}}, ["space.lr", "above 0"]),
         ({"optimizers": {"adam": {"space": {"lr": ["fast"]}}}}, ["space.lr", "'fast'"]),
         ({"optimizers": {"adam": {"space": {"lr": [float("inf")]}}}}, ["plain data"]),
         ({"optimizers": {"adam": {"space": {"lr": [True]}}}}, ["space.lr", "True"]),
@@ -176,6 +213,8 @@ def test_mistakes_are_named(load, changes, words):
         ("", ["mapping", "None"]),
         ("name: 2026-11-24\n", ["not plain data"]),
         ("name: \x00", ["YAML"]),
+        ("name: a\nseeds: [0]\nname: b\n", ["'name' is given twice", "line 3"]),
+        ("[" * 3000, ["not plain data"]),
     ],
 )
 def test_files_that_are_no_study(tmp_path: Path, text: str, words: list[str]):

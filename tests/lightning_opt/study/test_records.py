@@ -9,7 +9,7 @@ import pytest
 
 from lightning_opt.errors import UsageError
 from lightning_opt.study.grid import Cell
-from lightning_opt.study.records import Outcome, read_status, write_record
+from lightning_opt.study.records import Outcome, read_record, write_record
 
 CELL = Cell("digits", "adam", {"lr": 0.1}, 0, {})
 
@@ -21,9 +21,9 @@ def write(directory: Path, **outcome) -> dict:
 
 
 def test_status_comes_back(tmp_path: Path):
-    assert read_status(tmp_path, CELL) is None
+    assert read_record(tmp_path, CELL) is None
     write(tmp_path, status="diverged")
-    assert read_status(tmp_path, CELL) == "diverged"
+    assert read_record(tmp_path, CELL)["status"] == "diverged"
 
 
 def test_what_json_does_not_have_is_null(tmp_path: Path):
@@ -53,6 +53,6 @@ def test_a_truncated_or_foreign_record_is_refused_and_kept(tmp_path: Path, conte
     path = tmp_path / "record.json"
     path.write_text(content)
     with pytest.raises(UsageError) as error:
-        read_status(tmp_path, CELL)
+        read_record(tmp_path, CELL)
     assert str(path) in str(error.value) and "move" in str(error.value)
     assert path.read_text() == content

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_opt.cli import main
 from lightning_opt.configs import shipped
 from lightning_opt.errors import UsageError
 from lightning_opt.study import load_study, run_study
@@ -39,6 +40,11 @@ def write(folder: Path, **changes) -> str:
     return str(path)
 
 
+def run(study: str, out: Path, *options: str) -> int:
+    """The command, with its exit code."""
+    return main(["study", study, "--out", str(out), *options])
+
+
 def records(out: Path) -> dict[str, dict]:
     return {
         path.parent.name: json.loads(path.read_text()) for path in out.glob("cells/*/record.json")
@@ -51,7 +57,7 @@ def adam(*rates: float) -> dict:
 
 def test_a_study_leaves_complete_run_directories_and_a_report(tmp_path: Path):
     out = tmp_path / "out"
-    assert run_study(write(tmp_path), out, workers=2) == 0
+    assert run(write(tmp_path), out, "--workers=2") == 0
     found = records(out)
     assert len(found) == 2
     for name, record in found.items():
@@ -62,16 +68,17 @@ def test_a_study_leaves_complete_run_directories_and_a_report(tmp_path: Path):
         assert [p.name for p in (out / "cells" / name / "checkpoints").iterdir()] == ["final.ckpt"]
         kept = {path.name for path in (out / "cells" / name).iterdir()}
         assert {"config.yaml", "metrics.csv", "log.txt", "checkpoints"} <= kept
-        assert not any(path.name.endswith(".tmp") for path in (out / "cells" / name).iterdir())
+        assert not any(".tmp" in path.name for path in (out / "cells" / name).iterdir())
+        assert record["hardware"]["threads"] >= 1 and record["hardware"]["accelerator"] == "cpu"
     assert "adam" in (out / "report.html").read_text()
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_new_is(tmp_path: Path):
     out = tmp_path / "out"
-    assert run_study(write(tmp_path, optimizers=adam(0.003)), out) == 0
+    assert run(write(tmp_path, optimizers=adam(0.003)), out) == 0
     (first,) = out.glob("cells/*/record.json")
     written = first.stat().st_mtime_ns
-    assert run_study(write(tmp_path, optimizers=adam(0.003, 0.01)), out) == 0
+    assert run(write(tmp_path, optimizers=adam(0.003, 0.01)), out) == 0
     assert first.stat().st_mtime_ns == written
     assert sorted(record["cell"]["point"]["lr"] for record in records(out).values()) == [
         0.003,
@@ -82,7 +89,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_new_is(tmp_path: Path):
 def test_divergence_is_a_result(tmp_path: Path):
     out = tmp_path / "out"
     study = write(tmp_path, optimizers={"sgd": {"space": {"lr": [0.01, 1.0e8]}}})
-    assert run_study(study, out) == 0
+    assert run(study, out) == 0
     status = {r["cell"]["point"]["lr"]: r["status"] for r in records(out).values()}
     assert status == {0.01: "finished", 1.0e8: "diverged"}
     diverged = next(r for r in records(out).values() if r["status"] == "diverged")
@@ -98,18 +105,19 @@ def test_a_failing_run_is_tried_three_times_and_recorded_with_its_error(tmp_path
     }
     trainer = {"max_epochs": 1, "callbacks": [watch]}
     study = write(tmp_path, optimizers=adam(0.003), trainer=trainer)
-    assert run_study(study, out) == 1
+    assert run(study, out) == 1
     (record,) = records(out).values()
     assert record["status"] == "failed" and record["attempts"] == 3
     assert "no_such_metric" in record["error"]
-    assert run_study(study, out) == 1, "a failure is tried again by the next call"
+    assert run(study, out) == 1, "a failure is tried again by the next call"
 
 
 @pytest.mark.parametrize(
     ("optimizers", "words"),
     [
         ({"adam": {"space": {"lr": [0.1], "btas": [1]}}}, ["adam", "btas", "betas"]),
-        ({"yogi": {"space": {"lr": [0.1], "eps": [-1.0]}}}, ["yogi", "eps", "-1.0"]),
+        ({"yogi": {"space": {"lr": [0.1], "eps": [0.1, -1.0]}}}, ["yogi", "eps", "-1.0"]),
+        ({"lookahead": {"space": {"base.lr": [0.1], "k": [5, "six"]}}}, ["lookahead", "six"]),
     ],
 )
 def test_a_wrong_option_shows_before_anything_is_run(tmp_path: Path, optimizers, words):
@@ -129,7 +137,7 @@ def test_an_unknown_class_shows_before_anything_is_run(tmp_path: Path):
 
 def test_the_saved_config_repeats_the_run(tmp_path: Path):
     out = tmp_path / "out"
-    assert run_study(write(tmp_path, optimizers=adam(0.003)), out) == 0
+    assert run(write(tmp_path, optimizers=adam(0.003)), out) == 0
     (name,) = records(out)
     config = out / "cells" / name / "config.yaml"
     code = (
@@ -138,15 +146,36 @@ def test_the_saved_config_repeats_the_run(tmp_path: Path):
         "cli = OptLightningCLI(['fit', '--config', sys.argv[1]], trainer_overrides=quiet);"
         "print('accuracy', cli.trainer.callback_metrics['val_accuracy'].item())"
     )
-    run = subprocess.run(
+    repeated = subprocess.run(
         [sys.executable, "-c", code, str(config)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         check=True,
     )
-    accuracy = float(run.stdout.split("accuracy")[-1])
+    accuracy = float(repeated.stdout.split("accuracy")[-1])
     assert accuracy == records(out)[name]["metrics"]["val_accuracy"]
+
+
+@pytest.mark.parametrize("key", ["select", "test_metric"])
+def test_a_misspelt_metric_is_answered_after_one_run_and_loses_none(tmp_path: Path, key, capsys):
+    out = tmp_path / "out"
+    wrong = {"metric": "val_acuracy", "mode": "max"} if key == "select" else "val_acuracy"
+    study = write(tmp_path, optimizers=adam(0.003, 0.01, 0.03), **{key: wrong})
+    assert run(study, out, "--workers=1") == 2
+    message = capsys.readouterr().err
+    assert "'val_acuracy'" in message and "Did you mean val_accuracy" in message
+    assert len(records(out)) == 1
+    assert run(study, out) == 2, "nor by the next call"
+    assert run(write(tmp_path, optimizers=adam(0.003, 0.01, 0.03)), out) == 0
+
+
+def test_what_the_study_file_no_longer_names_stays_and_is_told(tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert run(write(tmp_path, optimizers=adam(0.003)), out) == 0
+    assert run(write(tmp_path, optimizers=adam(0.01)), out) == 0
+    assert "1 runs" in capsys.readouterr().err
+    assert len(records(out)) == 2
 
 
 class TestDirectories:
@@ -178,9 +207,31 @@ class TestDirectories:
         out = tmp_path / "out"
         out.mkdir()
         (out / "study.json").write_text(content)
-        with pytest.raises(UsageError, match=r"study\.json cannot be read"):
+        with pytest.raises(UsageError, match=r"no readable study\.json"):
             run_study(write(tmp_path), out)
         assert (out / "study.json").read_text() == content
+
+    def test_with_a_truncated_manifest_beside_its_own_runs(self, tmp_path: Path):
+        """The runs tell whose directory it is; `report` promises that `study` mends it."""
+        study, out = write(tmp_path, optimizers=adam(0.003)), tmp_path / "out"
+        assert run(study, out) == 0
+        manifest = (out / "study.json").read_text()
+        (out / "study.json").write_text(manifest[:99])
+        assert run(study, out) == 0
+        assert (out / "study.json").read_text() == manifest
+
+    def test_that_was_killed_while_its_manifest_was_written(self, tmp_path: Path):
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / ".lock").touch()
+        (out / ".study.123.tmp.json").write_text('{"na')
+        assert run(write(tmp_path, optimizers=adam(0.003)), out) == 0
+        assert not (out / ".study.123.tmp.json").exists()
+
+    def test_that_cannot_be_made(self, tmp_path: Path):
+        (tmp_path / "file").touch()
+        with pytest.raises(UsageError, match="cannot be written to"):
+            run_study(write(tmp_path), tmp_path / "file" / "out")
 
     def test_with_a_truncated_record(self, tmp_path: Path):
         path = write(tmp_path)
@@ -203,21 +254,44 @@ class TestDirectories:
             run_study(write(tmp_path), out)
 
 
-NETWORK = """
+RANDOM = """
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
+from lightning_opt.datamodules import Digits
 from lightning_opt.models import ShallowCNN
 
 class DropoutCNN(ShallowCNN):
     def __init__(self) -> None:
         super().__init__()
         self.features.append(nn.Dropout())
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        images, labels = self.images[indices]
+        return images + 0.1 * torch.randn_like(images), labels
+
+class NoisyDigits(Digits):
+    # Augments in a worker process, as image pipelines do.
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        return DataLoader(
+            Noisy(loader.dataset), sampler=loader.sampler, batch_size=None, num_workers=1
+        )
 """
 
 
 class TestInterruption:
     """SIGKILL at any moment: the next call continues, with the numbers of an uninterrupted run."""
 
-    # Long enough to be caught in the middle, with dropout to notice a lost random state.
+    # Long enough to be caught in the middle, with dropout, and noise from a data loader's worker,
+    # to notice a lost random state.
     OPTIONS = {  # noqa: RUF012
         "optimizers": {"ranger": {"space": {"lr": [0.003]}}},
         "trainer": {"max_epochs": 20},
@@ -225,11 +299,12 @@ class TestInterruption:
 
     @pytest.fixture
     def study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        (tmp_path / "dropout_network.py").write_text(NETWORK)
+        (tmp_path / "at_random.py").write_text(RANDOM)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the study in another process
         task = yaml.safe_load(shipped("tasks")["digits"].read_text())
-        task["model"]["init_args"]["network"]["class_path"] = "dropout_network.DropoutCNN"
+        task["model"]["init_args"]["network"]["class_path"] = "at_random.DropoutCNN"
+        task["data"]["class_path"] = "at_random.NoisyDigits"
         (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
         return write(tmp_path, tasks=["./task.yaml"], **self.OPTIONS)
 
@@ -250,7 +325,7 @@ class TestInterruption:
 
     def test_of_the_whole_study(self, study: str, tmp_path: Path):
         whole, broken = tmp_path / "whole", tmp_path / "broken"
-        assert run_study(study, whole) == 0
+        assert run(study, whole) == 0
         process = self.start(study, broken)
         cell = self.wait_for_rows(broken, 60)
         process.send_signal(signal.SIGKILL)
@@ -260,16 +335,16 @@ class TestInterruption:
         rows = (cell / "metrics.csv").read_text()
         time.sleep(0.5)
         assert (cell / "metrics.csv").read_text() == rows, "a worker outlived its scheduler"
-        assert run_study(study, broken) == 0
+        assert run(study, broken) == 0
         (expected,), (found,) = records(whole).values(), records(broken).values()
         assert found["metrics"] == expected["metrics"]
         assert found["cost"]["steps"] == expected["cost"]["steps"]
-        for name in ("metrics.csv",):
-            assert (cell / name).read_text() == (whole / "cells" / cell.name / name).read_text()
+        metrics = (whole / "cells" / cell.name / "metrics.csv").read_text()
+        assert (cell / "metrics.csv").read_text() == metrics
 
     def test_of_one_worker(self, study: str, tmp_path: Path):
         whole, broken = tmp_path / "whole", tmp_path / "broken"
-        assert run_study(study, whole) == 0
+        assert run(study, whole) == 0
         process = self.start(study, broken)
         cell = self.wait_for_rows(broken, 60)
         (worker,) = workers_in(cell)
@@ -279,8 +354,8 @@ class TestInterruption:
         assert found["metrics"] == expected["metrics"]
         assert found["attempts"] == 2
 
-    @pytest.mark.parametrize("broken", ["checkpoint", "metrics"])
-    def test_with_a_truncated_file(self, study: str, tmp_path: Path, broken: str):
+    @pytest.mark.parametrize("broken", ["checkpoint", "metrics", "foreign"])
+    def test_with_a_truncated_or_foreign_file(self, study: str, tmp_path: Path, broken: str):
         out = tmp_path / "out"
         cell = out / load_study(study).cells()[0].directory
         checkpoint = cell / "checkpoints" / "resume.ckpt"
@@ -288,23 +363,26 @@ class TestInterruption:
         if broken == "checkpoint":
             checkpoint.write_bytes(b"PK\x03\x04 half a checkpoint")
         else:
-            torch.save({"global_step": 17}, checkpoint)
+            run_hash = load_study(study).cells()[0].hash if broken == "metrics" else "another"
+            callbacks = {"RandomState": {"run": run_hash}}
+            torch.save({"global_step": 17, "callbacks": callbacks}, checkpoint)
             (cell / "metrics.csv").write_text("no,such\nfile,")
         (out / "study.json").write_text('{"name": "tiny"}')
-        assert run_study(study, out) == 0
+        assert run(study, out) == 0
         (record,) = records(out).values()
         assert record["status"] == "finished"
         assert checkpoint.with_suffix(".unreadable").exists(), "nothing is thrown away"
 
 
 def workers_in(cell: Path) -> list[int]:
-    """Processes that write into the cell's log."""
+    """Processes that write into the cell's log, without those that they started themselves."""
     log = (cell / "log.txt").resolve()
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "fd" / "1").resolve() == log:
-                found.append(int(process.name))
+                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                found[int(process.name)] = int(parent)
         except OSError:  # ended, or not ours
             continue
-    return found
+    return [pid for pid, parent in found.items() if parent not in found]
