@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/demo.py [DIR]              # `make demo` has made .venv
 
 Runs the demo study into DIR, new, or a temporary directory, and the commands that have to answer at
-once, and prints one table. Memory is the largest sum, over the scheduler and its workers, of the memory that
-each holds alone plus its share of what it shares (PSS; Linux only), sampled twice a second.
+once, and prints one table. Memory is the largest sum, over the scheduler and its workers, of the
+memory that each holds alone plus its share of what it shares (PSS; Linux only), sampled twice a
+second.
 """
 
 from __future__ import annotations
