@@ -11,21 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule
 from torch.utils.data import Sampler
-
-
-def epoch_to_fetch(trainer: Trainer | None) -> int:
-    """The epoch whose batches a data loader fetches when it is iterated over now.
-
-    Not ``trainer.current_epoch``, which counts completed epochs: a fit that resumes from a
-    checkpoint of an epoch's end iterates over the data loader, whose workers fetch at once, before
-    that epoch is counted.
-    """
-    if trainer is None:
-        return 0
-    progress: Any = trainer.fit_loop.epoch_progress.current  # declared as one that counts less
-    return int(progress.processed)
 
 
 class SeededSampler(Sampler[int]):
@@ -61,3 +48,20 @@ class SeededSampler(Sampler[int]):
         mixed = int(torch.randint(2**62, (epoch + 1,), generator=generator)[-1])
         generator.manual_seed(mixed)
         return iter(torch.randperm(self._size, generator=generator).tolist())
+
+
+def shuffled(data: LightningDataModule, size: int) -> SeededSampler:
+    """The order of a data module's training examples: by the seed of the run and the epoch.
+
+    The epoch is not ``trainer.current_epoch``, which counts completed ones: a fit that resumes from
+    a checkpoint of an epoch's end iterates over the data loader, whose workers fetch at once,
+    before that epoch is counted.
+    """
+
+    def epoch() -> int:
+        if data.trainer is None:
+            return 0
+        progress: Any = data.trainer.fit_loop.epoch_progress.current
+        return int(progress.processed)
+
+    return SeededSampler(size, seed=torch.initial_seed(), epoch=epoch)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from ._sampling import SeededSampler, epoch_to_fetch
+from ._sampling import shuffled
 
 # Mean and standard deviation of each channel over the training images.
 _MEAN = (0.5071, 0.4865, 0.4409)
@@ -106,12 +106,10 @@ class CIFAR100(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self._train is not None
-        size = len(self._train)  # type: ignore[arg-type]
-        order = SeededSampler(size, seed=torch.initial_seed(), epoch=self._epoch)
         return DataLoader(
             self._train,
             self.batch_size,
-            sampler=order,
+            sampler=shuffled(self, len(self._train)),  # type: ignore[arg-type]
             # Not persistent: new workers draw their seeds from the run's random state, so that a
             # run that resumes augments as the uninterrupted one would.
             num_workers=self._num_workers,
@@ -125,9 +123,6 @@ class CIFAR100(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._in_order(self._test)
-
-    def _epoch(self) -> int:
-        return epoch_to_fetch(self.trainer)
 
     def _in_order(self, images: Dataset[Any] | None) -> DataLoader[Any]:
         assert images is not None

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
 
-from ._sampling import SeededSampler, epoch_to_fetch
+from ._sampling import shuffled
 
 _EVALUATION_BATCH = 512
 _WHITE = 16.0  # pixel values are integers from 0 to 16
@@ -82,9 +82,7 @@ class Digits(LightningDataModule):
             self._sets[name] = TensorDataset(images[chosen], targets[chosen])
 
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        order = SeededSampler(
-            len(self._sets["train"]), seed=torch.initial_seed(), epoch=self._epoch
-        )
+        order = shuffled(self, len(self._sets["train"]))
         return self._loader("train", order, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
@@ -95,9 +93,6 @@ class Digits(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         return self._in_order("test")
-
-    def _epoch(self) -> int:
-        return epoch_to_fetch(self.trainer)
 
     def _in_order(self, name: str) -> DataLoader[tuple[torch.Tensor, ...]]:
         return self._loader(name, SequentialSampler(self._sets[name]), _EVALUATION_BATCH)

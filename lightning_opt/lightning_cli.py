@@ -127,7 +127,6 @@ class OptLightningCLI(LightningCLI):
         self.configure_optimizers = partial(  # type: ignore[method-assign]
             type(self).configure_optimizers, interval=self._get(self.config, "lr_interval")
         )
-        self._check_ckpt_path()
         self._check_lr_scheduler()
 
     def instantiate_classes(self) -> None:
@@ -174,20 +173,20 @@ class OptLightningCLI(LightningCLI):
         text: str = self._parser(self.subcommand).dump(config, skip_none=False)
         return text
 
-    def _check_ckpt_path(self) -> None:
-        path = self._get(self.config, "ckpt_path")
+    def _check_ckpt_path(self, subcommand: str) -> None:
+        path = self.config[subcommand].ckpt_path
         if path is None or path.startswith("registry") or "://" in path:
             return
-        if path == "best" and self.subcommand != "fit":
+        if path == "best" and subcommand != "fit":
             raise UsageError(
                 f"--ckpt_path best is the best checkpoint of a fit in the same process, and "
-                f"{self.subcommand} runs alone: name the file."
+                f"{subcommand} runs alone: name the file."
             )
         if path in ("best", "last", "hpc"):
             return
         if not Path(path).exists():
             raise UsageError(f"--ckpt_path: there is no checkpoint {path}.")
-        trusted = self._get(self.config, "weights_only") is False
+        trusted = self.config[subcommand].get("weights_only") is False
         if Path(path).is_file() and not trusted and not _is_checkpoint(path):
             raise UsageError(
                 f"--ckpt_path: {path} is not a checkpoint of Lightning's, with the module's "
@@ -205,13 +204,15 @@ class OptLightningCLI(LightningCLI):
             raise UsageError("--lr_interval needs --lr_scheduler, whose steps it places.")
 
     def _parse_ckpt_path(self) -> None:
+        subcommand = self.config.get("subcommand")
+        if subcommand is None:
+            return
+        self._check_ckpt_path(subcommand)
         try:
             super()._parse_ckpt_path()
-        except Exception as error:  # torch.load raises whatever a foreign file makes it raise
-            path = self.config[self.config.subcommand].ckpt_path
-            if isinstance(error, UsageError):
-                raise UsageError(f"In the hyperparameters saved in {path}: {error}") from error
-            raise UsageError(f"--ckpt_path: {path} cannot be read as a checkpoint.") from error
+        except UsageError as error:
+            path = self.config[subcommand].ckpt_path
+            raise UsageError(f"In the hyperparameters saved in {path}: {error}") from error
 
 
 def run(argv: Sequence[str]) -> int:

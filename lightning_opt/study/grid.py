@@ -378,8 +378,10 @@ def _read_yaml(path: Path) -> object:
 
 
 def _first_comment(path: Path) -> str:
+    """What the file's first line says of it; not the version that --print_config writes there."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+    is_version = re.match(r"# \w+==", first) is not None
+    return first.lstrip("# ").strip() if first.startswith("#") and not is_version else ""
 
 
 def _mapping(value: object, where: str, *, allow_empty: bool = True) -> dict[str, Any]:

@@ -88,8 +88,12 @@ def _run_missing(study: Study, out: Path, workers: int, threads: int) -> Counter
     for record in records.values():
         _check_metrics(study, record)
     # What failed is run again: whoever starts the study once more has mended something.
-    done = [record["status"] for record in records.values() if record and _is_done(record)]
-    missing = [cell for cell in cells if not _is_done(records[cell.hash])]
+    done = {
+        hash_: record["status"]
+        for hash_, record in records.items()
+        if record is not None and record["status"] != "failed"
+    }
+    missing = [cell for cell in cells if cell.hash not in done]
     if missing:
         print(
             f"{study.name}: {len(missing)} of {len(cells)} runs to do in {out}, {workers} at a "
@@ -100,7 +104,7 @@ def _run_missing(study: Study, out: Path, workers: int, threads: int) -> Counter
     _tell_what_is_left_out(study, out)
     remove_leftovers(out)
     write_json(out / MANIFEST, study.manifest())
-    counts = Counter(done)
+    counts = Counter(done.values())
     with _progress(study.name, len(cells), done=len(done)) as bar:
         running = 0
 
@@ -140,10 +144,6 @@ def _run_missing(study: Study, out: Path, workers: int, threads: int) -> Counter
     return counts
 
 
-def _is_done(record: dict[str, Any] | None) -> bool:
-    return record is not None and record["status"] != "failed"
-
-
 def _check_metrics(study: Study, record: dict[str, Any] | None) -> None:
     """Refuses a study file that selects or reports a metric which a finished run does not have."""
     if record is None or record["status"] != "finished":
@@ -178,8 +178,8 @@ def _tell_what_is_left_out(study: Study, out: Path) -> None:
     strangers = [name for name in others if name not in planned]
     if strangers:
         print(
-            f"{len(strangers)} runs in {out}, such as {strangers[0]}, are not in this study file: "
-            "they stay where they are, and the report leaves them out.",
+            f"Not in this study file, but in {out}: {len(strangers)} of the runs, such as "
+            f"{strangers[0]}. They stay where they are, and the report leaves them out.",
             file=sys.stderr,
         )
 

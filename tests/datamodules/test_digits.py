@@ -7,7 +7,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
 
+from lightning_opt.callbacks import LossSurface
 from lightning_opt.datamodules import Digits
+from lightning_opt.models import ShallowCNN
+from lightning_opt.tasks import ImageClassifier
 
 
 def images(data: Digits, name: str) -> torch.Tensor:
@@ -69,18 +72,21 @@ class Watcher(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def labels_seen(seed: int) -> list[list[int]]:
-    seed_everything(seed)
-    watcher = Watcher()
-    trainer = Trainer(
-        max_epochs=3,
+def quiet_trainer(**options) -> Trainer:
+    return Trainer(
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
-    trainer.fit(watcher, Digits())
+
+
+def labels_seen(seed: int) -> list[list[int]]:
+    seed_everything(seed)
+    watcher = Watcher()
+    quiet_trainer(max_epochs=3).fit(watcher, Digits())
     return watcher.epochs
 
 
@@ -107,9 +113,6 @@ def test_options_out_of_range_are_named(options, words: str):
 
 def test_analysis_callbacks_see_the_same_images_in_every_run():
     """Minima of runs that differ in seed and length are compared on the same data."""
-    from lightning_opt.callbacks import LossSurface
-    from lightning_opt.models import ShallowCNN
-    from lightning_opt.tasks import ImageClassifier
 
     def images_taken(seed: int, epochs: int) -> torch.Tensor:
         seen = []
@@ -120,16 +123,8 @@ def test_analysis_callbacks_see_the_same_images_in_every_run():
 
         seed_everything(seed)
         surface = LossSurface(loss=loss, batches=2, resolution=(2, 2))
-        trainer = Trainer(
-            max_epochs=epochs,
-            limit_train_batches=3,
-            limit_val_batches=0,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[surface],
+        trainer = quiet_trainer(
+            max_epochs=epochs, limit_train_batches=3, limit_val_batches=0, callbacks=[surface]
         )
         surface._write = lambda *args: None  # what it saw is enough
         trainer.fit(ImageClassifier(ShallowCNN(), optimizer=torch.optim.SGD), Digits())

@@ -303,7 +303,7 @@ VALUES = [
     (["--lr_scheduler", "StepLR", "--lr_scheduler.step_size=1"], "--lr_scheduler needs --optimiz"),
     (["--lr_interval", "step"], "--lr_interval needs --lr_scheduler"),
     (["--ckpt_path", "no.ckpt"], "--ckpt_path: there is no checkpoint no.ckpt."),
-    (["--ckpt_path", "foreign.ckpt"], "--ckpt_path: foreign.ckpt cannot be read as a checkpoint."),
+    (["--ckpt_path", "foreign.ckpt"], "--ckpt_path: foreign.ckpt is not a checkpoint of Lightn"),
     (["--ckpt_path", "other.ckpt"], "--ckpt_path: other.ckpt is not a checkpoint of Lightning's"),
     (["--config", "binary.yaml"], "binary.yaml cannot be read"),
     (["--trainer.accelerator", "gpuu"], "invalid accelerator name: `accelerator='gpuu'`"),

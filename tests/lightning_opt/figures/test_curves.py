@@ -88,8 +88,7 @@ def test_accuracies_are_spaced_by_their_errors_and_none_leaves_the_axes(best: fl
     line = Sensitivity(rates, mean, mean - 0.05, mean + 0.05, zero, zero + 3)
     ax = sensitivity({"a": line}, looks(["a"]), label="accuracy", percent=True).axes[0]
     bottom, top = ax.get_ylim()
-    assert (bottom <= 0.05 and best <= top < 1) or best == 1.0
+    assert bottom <= 0.05 and min(best, 1 - 1e-4) <= top < 1
     heights = ax.transData.transform([(1, y) for y in (0.8, 0.9, 0.95, 0.975)])[:, 1]
     assert heights[1] - heights[0] == pytest.approx(heights[3] - heights[2])
-    assert len(ax.get_yticks()) >= 1
     assert all(label.get_text().endswith("%") for label in ax.get_yticklabels())

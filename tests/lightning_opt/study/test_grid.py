@@ -106,12 +106,15 @@ def test_options_of_the_tasks_own_optimizer_do_not_leak(tmp_path: Path):
 def test_a_printed_configuration_is_a_task(tmp_path: Path, value: str):
     """`fit --print_config` adds the arguments of fit, null unless they were given."""
     (tmp_path / "task.yaml").write_text(
-        f"model: {{class_path: a.Model}}\nckpt_path: {value}\nweights_only: null\n"
+        "# pytorch_lightning==2.6.6\nmodel: {class_path: a.Model}\n"
+        f"ckpt_path: {value}\nweights_only: null\n"
     )
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study(tasks=["./task.yaml"])))
     if value == "null":
-        assert "ckpt_path" not in load_study(str(path)).cells()[0].config
+        loaded = load_study(str(path))
+        assert "ckpt_path" not in loaded.cells()[0].config
+        assert loaded.task_descriptions == {"task": ""}, "a version describes nothing"
     else:
         with pytest.raises(UsageError, match=r"task\.yaml sets ckpt_path"):
             load_study(str(path))

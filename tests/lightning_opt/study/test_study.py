@@ -174,7 +174,7 @@ def test_what_the_study_file_no_longer_names_stays_and_is_told(tmp_path: Path, c
     out = tmp_path / "out"
     assert run(write(tmp_path, optimizers=adam(0.003)), out) == 0
     assert run(write(tmp_path, optimizers=adam(0.01)), out) == 0
-    assert "1 runs" in capsys.readouterr().err
+    assert "1 of the runs, such as digits-adam-lr=0.003" in capsys.readouterr().err
     assert len(records(out)) == 2
 
 
@@ -362,11 +362,12 @@ class TestInterruption:
         checkpoint.parent.mkdir(parents=True)
         if broken == "checkpoint":
             checkpoint.write_bytes(b"PK\x03\x04 half a checkpoint")
-        else:
+        else:  # whole, but beside a broken file, or of another run
             run_hash = load_study(study).cells()[0].hash if broken == "metrics" else "another"
             callbacks = {"RandomState": {"run": run_hash}}
             torch.save({"global_step": 17, "callbacks": callbacks}, checkpoint)
-            (cell / "metrics.csv").write_text("no,such\nfile,")
+            metrics = "no,such\nfile," if broken == "metrics" else "step,epoch\n0,0\n"
+            (cell / "metrics.csv").write_text(metrics)
         (out / "study.json").write_text('{"name": "tiny"}')
         assert run(study, out) == 0
         (record,) = records(out).values()
