@@ -161,8 +161,9 @@ class Study:
         }
 
     def _config(self, task: str, optimizer: str, point: Point, seed: int) -> Config:
-        # The task's own optimizer goes: its options are not those of the one that is compared.
-        config = {key: value for key, value in self.tasks[task].items() if key != "optimizer"}
+        # Not merged into the task's own: its options are not those of what is compared.
+        own = {"optimizer", "lr_scheduler"} & self.optimizers[optimizer].keys()
+        config = {key: value for key, value in self.tasks[task].items() if key not in own}
         config = _merged(config, self.optimizers[optimizer])
         config = _merged(config, {"trainer": self.trainer, "seed_everything": seed})
         for key, value in point.items():
@@ -325,16 +326,11 @@ def _set(instance: dict[str, Any], key: str, value: Scalar, where: str) -> None:
 
 
 def _merged(base: Config, over: Config) -> dict[str, Any]:
-    """A copy of ``base`` with ``over`` laid over it.
-
-    Mappings merge, unless they are of different classes; anything else replaces.
-    """
+    """A copy of ``base`` with ``over`` laid over it; mappings merge, anything else replaces."""
     merged = json.loads(json.dumps(base))
     for key, value in over.items():
-        old = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        if both and old.get("class_path") == value.get("class_path", old.get("class_path")):
-            merged[key] = _merged(old, value)
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merged(merged[key], value)
         else:
             merged[key] = json.loads(json.dumps(value))
     return merged  # type: ignore[no-any-return]

@@ -88,10 +88,11 @@ def test_ends_of_a_grid_are_as_given(load):
     assert values == (0.00012345, 0.01104, 0.987654)
 
 
-def test_options_of_the_tasks_own_optimizer_do_not_leak(tmp_path: Path):
+@pytest.mark.parametrize("own", ["AdamW", "Adam"])
+def test_options_of_the_tasks_own_optimizer_do_not_leak(tmp_path: Path, own: str):
     """They would make every method run with another one's weight decay."""
     (tmp_path / "task.yaml").write_text(
-        "optimizer: {class_path: torch.optim.AdamW, init_args: {weight_decay: 0.5}}\n"
+        f"optimizer: {{class_path: torch.optim.{own}, init_args: {{weight_decay: 0.5}}}}\n"
         "model: {class_path: a.Model, init_args: {width: 3}}\n"
     )
     path = tmp_path / "study.yaml"
