@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,9 +158,17 @@ class BaseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse_gradients()
-        for group, index, theta in self._with_gradients():
-            self._update(theta, self._gradient(group, index), self.state[theta], group)
+        for group in self.param_groups:
+            self._update_group(
+                group, [i for i, p in enumerate(group["params"]) if p.grad is not None]
+            )
         return loss
+
+    def _update_group(self, group: dict[str, Any], indices: Sequence[int]) -> None:
+        """Update those of a group's parameters that have a gradient, which ``indices`` names."""
+        for index in indices:
+            theta = group["params"][index]
+            self._update(theta, self._gradient(group, index), self.state[theta], group)
 
     def _with_gradients(self) -> Iterator[tuple[dict[str, Any], int, Tensor]]:
         for group in self.param_groups:
@@ -193,10 +201,12 @@ class BaseOptimizer(Optimizer):
         finally:
             handle.remove()
         self._load_state(saved)
-        # An option that the checkpoint does not know yet stays as it was built.
         for group, built in zip(self.param_groups, options, strict=True):
             for name, value in built.items():
-                group.setdefault(name, value)
+                # An option that the checkpoint does not know yet stays as it was built, and so
+                # does the one that is about this process and not about the method.
+                if name not in group or name == "compile":
+                    group[name] = value
 
     def _load_state(self, saved: Mapping[str, Any]) -> None:
         for key, parameter in self._matched(saved):

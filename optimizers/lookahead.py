@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ._base import BaseOptimizer, check_range, fitted, working_dtype
+from ._elementwise import blocks, flat
 
 _OWN_STATE = ("slow", "fast")
 
@@ -162,8 +163,9 @@ class Lookahead(BaseOptimizer):
     def _synchronize(self, group: Mapping[str, Any]) -> None:
         for theta in group["params"]:
             if (slow := self.state.get(theta, {}).get("slow")) is not None:
-                slow.lerp_(theta.to(slow.dtype), group["alpha"])
-                theta.copy_(slow)
+                for fast, phi in blocks(*flat(theta, slow)):
+                    phi.lerp_(fast.to(phi.dtype), group["alpha"])
+                    fast.copy_(phi)
 
     @property
     def _training(self) -> bool:

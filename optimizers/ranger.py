@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from ._base import BaseOptimizer, check_betas, check_range, decay, learning_rate
+from ._base import check_betas, check_range, learning_rate
+from ._elementwise import ElementwiseOptimizer, Number, add_product, add_quotient
 from .lookahead import Lookahead
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -54,10 +54,12 @@ class Ranger(Lookahead):
             one axis, this being their output axis; False: none.
         decoupled_weight_decay: θ ← θ − ηλθ before the step, as in AdamW, in place of g ← g + λθ.
         maximize: climb instead of descend.
+        compile: run RAdam's update through ``torch.compile``, as in :class:`Yogi`.
 
     Raises:
         TypeError, ValueError: an option is out of range, or a parameter is complex.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 1))
     >>> optimizer = Ranger(model.parameters(), lr=0.01).attach(model)
     >>> model(torch.arange(10)).square().mean().backward()
@@ -77,6 +79,7 @@ class Ranger(Lookahead):
         centralize: bool | int = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        compile: bool = False,
     ) -> None:
         base = partial(
             _CentralizedRAdam,
@@ -87,6 +90,7 @@ class Ranger(Lookahead):
             centralize=centralize,
             decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
+            compile=compile,
         )
         super().__init__(params, base, k=k, alpha=alpha)
 
@@ -103,7 +107,7 @@ class Ranger(Lookahead):
         return super().attach(model)
 
 
-class _CentralizedRAdam(BaseOptimizer):
+class _CentralizedRAdam(ElementwiseOptimizer):
     """The base of :class:`Ranger`, which is the name that its users know."""
 
     _name = "Ranger"
@@ -139,35 +143,42 @@ class _CentralizedRAdam(BaseOptimizer):
             group["output_axes"] = [axis_of.get(theta, 0) for theta in group["params"]]
         return self
 
-    def _gradient(self, group: Mapping[str, Any], index: int) -> Tensor:
-        g = super()._gradient(group, index)
-        axis = _output_axis(group, index)
-        if g.ndim < 2 or axis is None:
-            return g
-        return g - g.mean([other for other in range(g.ndim) if other != axis], keepdim=True)
+    def _output_axis(self, group: Mapping[str, Any], index: int) -> int | None:
+        centralize = group["centralize"]
+        if centralize is False or group["params"][index].ndim < 2:
+            return None
+        if centralize is not True:
+            return int(centralize)
+        axes: list[int | None] | None = group["output_axes"]
+        return 0 if axes is None else axes[index]
 
-    def _update(
-        self, theta: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        if "v" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            state["m"] = torch.zeros_like(theta, dtype=g.dtype)
-            state["v"] = torch.zeros_like(theta, dtype=g.dtype)
-        m, v = state["m"], state["v"]
+    def _initial_state(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {"m": 0.0, "v": 0.0}
+
+    def _coefficients(self, t: float, group: Mapping[str, Any]) -> tuple[Number, ...]:
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        t = state["step"].item()
-
-        g = decay(theta, g, group)
-        m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-
-        update = m / (1 - beta1**t)
+        eta = learning_rate(group) / (1 - beta1**t)
         rectification = _rectification(t, beta2)
-        if rectification is not None:
-            scale = rectification * math.sqrt(1 - beta2**t)
-            update.mul_(scale).div_(v.sqrt().add_(group["eps"]))
-        theta.sub_(update.mul_(learning_rate(group)))
+        if rectification is None:
+            return beta1, beta2, 0.0, 1.0, eta
+        return beta1, beta2, 1.0, group["eps"], eta * rectification * math.sqrt(1 - beta2**t)
+
+    @staticmethod
+    def _rule(
+        theta: Tensor,
+        g: Tensor,
+        m: Tensor,
+        v: Tensor,
+        beta1: Number,
+        beta2: Number,
+        adaptive: Number,
+        eps: Number,
+        eta: Number,
+    ) -> None:
+        m.lerp_(g, 1 - beta1)
+        add_product(v.mul_(beta2), g, g, 1 - beta2)
+        # `adaptive` is 1, or 0 with ε = 1: then what is left is the step of momentum alone.
+        add_quotient(theta, m, v.sqrt().mul_(adaptive).add_(eps), -eta)
 
 
 def _rectification(t: float, beta2: float) -> float | None:
@@ -177,17 +188,6 @@ def _rectification(t: float, beta2: float) -> float | None:
     if rho <= 5:
         return None
     return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-
-
-def _output_axis(group: Mapping[str, Any], index: int) -> int | None:
-    """The output axis of a group's parameter, None if its gradient is not to be centralized."""
-    centralize = group["centralize"]
-    if centralize is False:
-        return None
-    if centralize is not True:
-        return int(centralize)
-    axes: list[int | None] | None = group["output_axes"]
-    return 0 if axes is None else axes[index]
 
 
 def _output_axes(model: nn.Module) -> dict[Tensor, int | None]:

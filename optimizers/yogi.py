@@ -18,17 +18,18 @@ small constant; that is the default here, and ``bias_correction=False`` is the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._base import BaseOptimizer, check_betas, check_range, decay, learning_rate
+from ._base import check_betas, check_range, learning_rate
+from ._elementwise import ElementwiseOptimizer, Number, add_product, add_quotient
 
 
-class Yogi(BaseOptimizer):
+class Yogi(ElementwiseOptimizer):
     """Yogi (Zaheer et al., NeurIPS 2018); the module's docstring has the update.
 
     Args:
@@ -41,10 +42,13 @@ class Yogi(BaseOptimizer):
         initial_accumulator: the value at which every element of v starts.
         decoupled_weight_decay: θ ← θ − ηλθ before the step, as in AdamW, in place of g ← g + λθ.
         maximize: climb instead of descend.
+        compile: run the update through ``torch.compile``: one pass over memory, after some seconds
+            of compiling in the first step, which later processes find in its cache.
 
     Raises:
         TypeError, ValueError: an option is out of range, or a parameter is complex.
 
+    >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     >>> optimizer = Yogi([w], lr=0.1)
     >>> w.square().sum().backward()
@@ -65,6 +69,7 @@ class Yogi(BaseOptimizer):
         initial_accumulator: float = 1e-6,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        compile: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -75,6 +80,7 @@ class Yogi(BaseOptimizer):
             "initial_accumulator": initial_accumulator,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "compile": compile,
         }
         super().__init__(params, defaults)
 
@@ -84,26 +90,30 @@ class Yogi(BaseOptimizer):
         for name in ("lr", "eps", "weight_decay", "initial_accumulator"):
             check_range(name, group[name], 0.0)
 
-    def _update(
-        self, theta: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        if "v" not in state:
-            v0 = group["initial_accumulator"]
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            state["m"] = torch.zeros_like(theta, dtype=g.dtype)
-            state["v"] = torch.full_like(theta, v0, dtype=g.dtype)
-        m, v = state["m"], state["v"]
+    def _initial_state(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {"m": 0.0, "v": group["initial_accumulator"]}
+
+    def _coefficients(self, t: float, group: Mapping[str, Any]) -> tuple[Number, ...]:
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        t = state["step"].item()
-
-        g = decay(theta, g, group)
-        g2 = g.square()
-        m.lerp_(g, 1 - beta1)
-        v.addcmul_((v - g2).sign_(), g2, value=beta2 - 1)
-
-        correction1, correction2 = 1.0, 1.0
+        eps, eta = group["eps"], learning_rate(group)
         if group["bias_correction"]:
-            correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-        root = (v / correction2).sqrt_().add_(group["eps"])
-        theta.sub_((m / correction1).div_(root).mul_(learning_rate(group)))
+            # η m̂ / (√v̂ + ε), numerator and denominator times √(1 − β₂ᵗ)
+            root = math.sqrt(1 - beta2**t)
+            eps, eta = eps * root, eta * root / (1 - beta1**t)
+        return 1 - beta1, 1 - beta2, eps, eta
+
+    @staticmethod
+    def _rule(
+        theta: Tensor,
+        g: Tensor,
+        m: Tensor,
+        v: Tensor,
+        one_minus_beta1: Number,
+        one_minus_beta2: Number,
+        eps: Number,
+        eta: Number,
+    ) -> None:
+        g2 = g.square()
+        m.lerp_(g, one_minus_beta1)
+        add_product(v, (v - g2).sign_(), g2, -one_minus_beta2)
+        add_quotient(theta, m, v.sqrt().add_(eps), -eta)
