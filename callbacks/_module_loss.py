@@ -145,18 +145,25 @@ def _transferred(trainer: Trainer, module: LightningModule, value: Any) -> Any:
 
 def _count_terms(module: LightningModule, values: list[Any]) -> list[float]:
     """How many terms the mean loss of each batch has."""
-    count = getattr(module, "loss_terms", None)
-    if callable(count):
-        return [float(count(value)) for value in values]
-    labels = [found for found in map(_labels, values) if found is not None]
-    if len(labels) == len(values):
-        return [float((found != -100).sum()) for found in labels]
+    terms = [known_terms(module, value) for value in values]
+    if all(known is not None for known in terms):
+        return [float(known) for known in terms if known is not None]
     rank_zero_warn(
         f"{type(module).__name__} has no loss_terms(batch), and its batches have no integer "
         f"'labels': every batch is weighted by its number of examples. If the loss is the mean "
         f"over something else, such as tokens, let loss_terms(batch) return how many there are."
     )
     return [float(_batch_size(module, value)) for value in values]
+
+
+def known_terms(module: LightningModule, value: Any) -> float | Tensor | None:
+    """How many terms the mean loss of a batch has, if the module or the batch tells; else None."""
+    count = getattr(module, "loss_terms", None)
+    if callable(count):
+        terms: float | Tensor = count(value)
+        return terms
+    labels = _labels(value)
+    return None if labels is None else (labels != -100).sum()
 
 
 def _labels(value: Any) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -19,17 +19,20 @@ Undo: TypeAlias = Callable[[], None]
 
 
 @contextmanager
-def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def untouched(
+    trainer: Trainer, module: LightningModule, *, except_for: Iterable[Tensor] = ()
+) -> Iterator[None]:
     """Silences logging inside, and afterwards puts everything back, also after an exception.
 
     That is: weights, gradients, ``requires_grad``, buffers, train/eval flags, torchmetrics' states,
     every attribute of every submodule, down through lists, dicts, sets, deques, tensors and NumPy
     arrays; the random state of Python, NumPy and torch on all devices; the trainer's loggers. What
-    hides inside an object of any other class is out of reach.
+    hides inside an object of any other class is out of reach. Tensors in ``except_for`` are left to
+    the caller: no copy is made of them.
     """
     with ExitStack() as stack:
         stack.callback(restore_random_state, random_state())
-        stack.callback(_remember(module))
+        stack.callback(_remember(module, except_for))
         stack.callback(_silence(trainer, module))
         yield
 
@@ -83,10 +86,10 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """Stands in for ``LightningModule.log``."""
 
 
-def _remember(module: nn.Module) -> Undo:
+def _remember(module: nn.Module, except_for: Iterable[Tensor]) -> Undo:
     """Takes down everything that is reachable from ``module``, by reference and by content."""
     undos: list[Undo] = []
-    _collect(module, {}, undos)
+    _collect(module, {id(tensor): tensor for tensor in except_for}, undos)
 
     def undo() -> None:
         for restore in undos:

@@ -2,8 +2,8 @@
 
 Any LightningModule and LightningDataModule by class path or short name, every convention of
 LightningCLI kept. Added are: shipped configurations by name, ``--lr_interval``, model-aware
-optimizers attached to the module, evaluation with an optimizer's slow weights, and errors of a few
-lines.
+optimizers attached to the module, evaluation with an optimizer's slow weights, snapshots for SVRG,
+and errors of a few lines.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -35,7 +36,7 @@ from torch.optim import Optimizer
 
 # jsonargparse finds a class by its short name once its module is imported.
 from lightning_opt import callbacks, datamodules, models, optimizers, tasks  # noqa: F401
-from lightning_opt.callbacks import EvaluationWeights
+from lightning_opt.callbacks import EvaluationWeights, FisherScale, SVRGSnapshot
 from lightning_opt.configs import shipped
 from lightning_opt.errors import UsageError
 from lightning_opt.parser_errors import explain
@@ -57,6 +58,14 @@ class OptParser(LightningArgumentParser):
         if not self.exit_on_error:  # a parser inside another one, which adds its own context
             super().error(message, ex)
         raise UsageError(explain(self, message, ex)) from ex
+
+    def _add_signature_parameter(
+        self, container: Any, nested_key: str | None, param: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # HeavyBall's defaults are objects that stand for "not given", which no file can hold.
+        if type(param.default) is object:
+            kwargs["default"] = SUPPRESS
+        super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         try:
@@ -143,8 +152,11 @@ class OptLightningCLI(LightningCLI):
         configured = self._get(self.config_init, "trainer").get("callbacks") or []
         if not isinstance(configured, list):
             configured = [configured]
+        given = [*configured, *kwargs.get("callbacks", [])]
+        if not any(isinstance(callback, SVRGSnapshot) for callback in given):
+            given.append(SVRGSnapshot(optional=True))
         # First, so that what runs at the same hook later sees the weights that are evaluated.
-        kwargs["callbacks"] = [EvaluationWeights(), *configured, *kwargs.get("callbacks", [])]
+        kwargs["callbacks"] = [EvaluationWeights(), FisherScale(), *given]
         return super().instantiate_trainer(**kwargs)
 
     @staticmethod

@@ -126,7 +126,7 @@ class _Step:
     def add(self, tensors: Tensors, output_axis: int | None) -> None:
         theta = tensors[0]
         if theta.ndim == 1 and theta.numel() <= _SHORT:
-            self.short[tuple(x.dtype for x in tensors)].append(tensors)
+            self.short[theta.dtype, tensors[_GRADIENT].dtype].append(tensors)
         elif output_axis is None:
             self.updates.append((flat(*tensors), False))
         else:

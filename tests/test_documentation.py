@@ -1,4 +1,4 @@
-"""What is written for people runs: docstring examples and the README's code blocks."""
+"""What is written for people runs: docstring examples, the README's and the pages' code blocks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,16 @@ def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert result.failed == 0
 
 
-def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("code", blocks(ROOT / "README.md", "python"))
-def test_readme_python(code: str, tmp_path: Path):
+def blocks(language: str, *pages: Path) -> list[str]:
+    block = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [code for page in pages for code in block.findall(page.read_text())]
+
+
+@pytest.mark.parametrize("code", blocks("python", *PAGES))
+def test_python(code: str, tmp_path: Path):
     """Each block stands alone, in a new process, as a reader would paste it."""
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -50,12 +54,12 @@ def test_readme_python(code: str, tmp_path: Path):
     "line",
     [
         line
-        for block in blocks(ROOT / "README.md", "sh")
+        for block in blocks("sh", *PAGES)
         for line in block.splitlines()
         if line.startswith("lightning-opt fit") and "cifar" not in line  # would download
     ],
 )
-def test_readme_fit_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fit_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from lightning_opt.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -67,7 +71,7 @@ def test_readme_study(tmp_path: Path):
     """The study file of the README loads, with the file that its comment shows."""
     from lightning_opt.study import load_study
 
-    (text,) = blocks(ROOT / "README.md", "yaml")
+    (text,) = blocks("yaml", ROOT / "README.md")
     (line,) = (line for line in text.splitlines() if "./nadam.yaml" in line)
     (tmp_path / "nadam.yaml").write_text(line.split("#")[1].strip())
     (tmp_path / "mine.yaml").write_text(text)

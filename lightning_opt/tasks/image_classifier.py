@@ -67,7 +67,9 @@ class ImageClassifier(LightningModule):
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy in nats over the batch."""
         images, labels = batch
-        return F.cross_entropy(self(images), labels)
+        logits = self(images)
+        self._show_logits(logits)
+        return F.cross_entropy(logits, labels)
 
     def loss_terms(self, batch: Batch) -> int:
         """Number of examples that :meth:`loss` is the mean of."""
@@ -101,6 +103,14 @@ class ImageClassifier(LightningModule):
         if self._make_lr_scheduler is None:
             return optimizer
         return [optimizer], [self._make_lr_scheduler(optimizer)]
+
+    def _show_logits(self, logits: Tensor) -> None:
+        """Lets an optimizer that takes the Fisher's labels from the model draw them."""
+        trainer = self._trainer
+        for optimizer in trainer.optimizers if trainer is not None and self.training else []:
+            inner = getattr(optimizer, "base", optimizer)  # of Lookahead
+            if getattr(inner, "fisher", None) == "sampled":
+                inner.sample(logits)
 
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch

@@ -15,7 +15,7 @@ from pytorch_lightning.demos import boring_classes  # noqa: F401  (short names: 
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from lightning_opt.callbacks import EvaluationWeights
+from lightning_opt.callbacks import EvaluationWeights, SVRGSnapshot
 from lightning_opt.cli import main
 from lightning_opt.configs import shipped
 from lightning_opt.errors import UsageError
@@ -82,8 +82,16 @@ def test_every_shipped_optimizer_builds_and_steps(name: str) -> None:
     cli = build([*CLASSIFIER, "--config", name])
     optimizer = cli.model.configure_optimizers()
     before = [parameter.detach().clone() for parameter in cli.model.parameters()]
-    cli.model.loss((torch.rand(4, 1, 8, 8), torch.arange(4))).backward()
-    optimizer.step()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = cli.model.loss((torch.rand(4, 1, 8, 8), torch.arange(4)))
+        loss.backward()
+        return loss
+
+    if hasattr(optimizer, "snapshot"):  # SVRG's steps need one
+        optimizer.snapshot([closure])
+    optimizer.step(closure)
     after = list(cli.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -189,6 +197,32 @@ def test_evaluation_weights_come_first_once_and_without_being_asked_for() -> Non
     callbacks = _callbacks(build(DEMO))
     assert isinstance(callbacks[0], EvaluationWeights)
     assert sum(isinstance(callback, EvaluationWeights) for callback in callbacks) == 1
+
+
+def test_snapshots_for_svrg_come_without_being_asked_for() -> None:
+    """With an SVRG there is nothing else to configure; its module is attached for the guard."""
+    cli = build(["--config", "digits", "--optimizer", "svrg"], max_epochs=1, limit_train_batches=3)
+    (callback,) = (c for c in _callbacks(cli) if isinstance(c, SVRGSnapshot))
+    assert callback.optional
+    cli.trainer.fit(cli.model, cli.datamodule)
+    (optimizer,) = cli.trainer.optimizers
+    assert optimizer.has_snapshot and optimizer.model is cli.model
+    assert optimizer.param_groups[0]["steps"] == 3
+
+
+def test_snapshots_for_svrg_may_be_configured() -> None:
+    """From the command line or in-process; then no others are added."""
+    given = ["--trainer.callbacks+=SVRGSnapshot", "--trainer.callbacks.every_n_steps=5"]
+    for cli in (build([*DEMO, *given]), build(DEMO, callbacks=[SVRGSnapshot(every_n_steps=5)])):
+        (callback,) = (c for c in _callbacks(cli) if isinstance(c, SVRGSnapshot))
+        assert callback.every_n_steps == 5 and not callback.optional
+
+
+def test_the_coefficient_of_svrg_from_the_command_line() -> None:
+    given = ["--optimizer", "svrg", "--optimizer.coefficient.steps", "100"]
+    given[2:2] = ["--optimizer.coefficient", "lightning_opt.optimizers.LinearDecay"]
+    optimizer = build([*CLASSIFIER, *given]).model.configure_optimizers()
+    assert [optimizer.coefficient(step) for step in (0, 50, 100)] == [0.75, 0.375, 0.0]
 
 
 def test_the_process_own_arguments_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

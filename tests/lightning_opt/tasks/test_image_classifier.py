@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_opt.datamodules import Digits
 from lightning_opt.models import ShallowCNN
+from lightning_opt.optimizers import KFAC
 from lightning_opt.tasks import ImageClassifier
 
 QUIET = {
@@ -97,3 +98,18 @@ def test_a_network_without_linear_layer_needs_num_classes():
     with pytest.raises(ValueError, match=r"Sequential has no linear layer.*num_classes="):
         ImageClassifier(network)
     assert ImageClassifier(network, num_classes=3).val_accuracy.num_classes == 3
+
+
+def test_kfac_draws_its_labels_from_the_model():
+    """Which an optimizer cannot do by itself: without the task's help the first step fails."""
+
+    def factor(fisher: str) -> torch.Tensor:
+        task = linear_task()
+        task._make_optimizer = lambda p: KFAC(p, task, fisher=fisher)
+        loader, _, _ = uneven_batches()
+        trainer = Trainer(max_steps=1, **QUIET)
+        trainer.fit(task, loader, loader)
+        (G,) = trainer.optimizers[0].state[task.network[1].weight]["G"]
+        return G.squeeze(0)
+
+    assert not torch.allclose(factor("sampled"), factor("empirical"))
