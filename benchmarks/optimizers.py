@@ -95,8 +95,7 @@ def heavyball(name: str, **options: Any) -> Build:
     return build
 
 
-# One line an optimizer, with its own defaults. ScalableShampoo's roots are due every 1000 steps, so
-# its figure is without them; SOAP's bases are due every 2.
+# One line an optimizer, with its own defaults.
 STEP = (
     Contender(FUSED, fused_adam),
     Contender("torch Adam, plain", of("torch.optim.Adam", foreach=False)),
@@ -116,6 +115,11 @@ STEP = (
     Contender("timm Lookahead, fused Adam", around_adam("timm.optim.Lookahead")),
     Contender("schedulefree AdamW", of("schedulefree.AdamWScheduleFree")),
     Contender("heavyball AdamW", heavyball("AdamW")),
+)
+# ScalableShampoo's roots are due every 1000 steps: its figure is without them. SOAP's bases are due
+# every 2.
+HEAVY = (
+    Contender(FUSED, fused_adam),
     Contender("Shampoo", of(OURS + "Shampoo"), 20),
     Contender("pytorch_optimizer Shampoo", of("pytorch_optimizer.Shampoo"), 2),
     Contender("pytorch_optimizer ScalableShampoo", of("pytorch_optimizer.ScalableShampoo")),
@@ -548,10 +552,12 @@ def digits_losses(name: str, options: Mapping[str, int], seed: int) -> dict[str,
 
 def step(options: argparse.Namespace) -> None:
     results = Results({c.name: Steps(c) for c in STEP}, options.repeats)
-    results.show("A step alone, gradients there", [c.name for c in STEP], FUSED)
+    results.show("A step alone, gradients there", results.seconds, FUSED)
     header = ["", "without a cache", "in the process after it"]
     rows = (first_row(name, options.threads) for name in FIRST if name not in results.failed)
     print_table("The first 12 steps of a process, beyond 12 later ones", header, rows)
+    results = Results({c.name: Steps(c) for c in HEAVY}, options.repeats)
+    results.show("A step alone, of methods that precondition", results.seconds, FUSED)
 
 
 def first_row(name: str, threads: int) -> list[str]:
@@ -564,7 +570,7 @@ def first_row(name: str, threads: int) -> list[str]:
 
 def memory(options: argparse.Namespace) -> None:
     header = ["bytes, of the parameters'", "state", "a step beyond it", "to reach", "reached"]
-    print_table("Memory of a step", header, (memory_row(contender) for contender in STEP))
+    print_table("Memory of a step", header, (memory_row(c) for c in (*STEP, *HEAVY[1:])))
 
 
 def memory_row(contender: Contender) -> list[str]:

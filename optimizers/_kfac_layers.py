@@ -505,7 +505,7 @@ class Recorder:
         key = use.layer, isinstance(use.site, EmbeddingSite)
         if key not in self.moments:
             self.moments[key] = use.layer.zeros(embedding=key[1])
-        moments = use.site.moments(use, delta.detach(), use.of.number / use.of.factor)
+        moments = use.site.moments(use, delta, use.of.number / use.of.factor)
         self.moments[key].add(moments, use.maps)
 
     def describe(self, terms: int | Tensor | None, factor: float | Tensor) -> None:
@@ -714,11 +714,7 @@ def find_layers(
 
 
 def _sites(module: nn.Module) -> list[Site]:
-    """The uses of a module's weights that K-FAC knows, if it is not a parametrization's result."""
-    return [site for site in _known_uses(module) if isinstance(site.weight, nn.Parameter)]
-
-
-def _known_uses(module: nn.Module) -> list[Site]:
+    """The uses of a module's weights that K-FAC knows."""
     if isinstance(module, nn.MultiheadAttention) and _keeps(module, nn.MultiheadAttention):
         return _uses_in_attention(module)
     if isinstance(module, nn.Linear) and _keeps(module, nn.Linear):

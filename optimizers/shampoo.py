@@ -180,8 +180,9 @@ class Shampoo(BaseOptimizer):
 
         g = decay(theta, g, group)
         G = blocks.split(g)
+        finite = torch.linalg.vector_norm(g).square().isfinite()
         if is_due(t, group["statistics_every"]):
-            _accumulate(state["statistics"], G, group["statistics_decay"])
+            _accumulate(state["statistics"], G, group["statistics_decay"], finite)
         # Step t changes the statistics by a share of 1/t, so that at first the roots age quickly.
         if t % min(group["root_every"], max(1, t // 8)) == 0:
             self._renew_roots(theta, state, group)
@@ -190,7 +191,8 @@ class Shampoo(BaseOptimizer):
         if group["grafting"] is not None:
             norm = torch.linalg.vector_norm(P)
             tiny = torch.finfo(norm.dtype).tiny
-            P.mul_(_grafted_norm(g, t, state, group) / norm.clamp(min=tiny))
+            length = _grafted_norm(torch.where(finite, g, 0), t, state, group)
+            P.mul_(length / norm.clamp(min=tiny))
         if group["momentum"] != 0:
             if "m" not in state:
                 state["m"] = torch.zeros_like(theta, dtype=g.dtype)
@@ -235,9 +237,11 @@ def _grafted_norm(g: Tensor, t: int, state: dict[str, Any], group: Mapping[str, 
     return torch.linalg.vector_norm(torch.div(g, root, out=root)) * math.sqrt(weight)
 
 
-def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float) -> None:
-    """Lᵢ ← β Lᵢ + G₍ᵢ₎ G₍ᵢ₎ᵀ on and below the diagonal, for every axis of the blocks G."""
-    finite = torch.linalg.vector_norm(G).square().isfinite()
+def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float, finite: Tensor) -> None:
+    """Lᵢ ← β Lᵢ + G₍ᵢ₎ G₍ᵢ₎ᵀ on and below the diagonal, for every axis of the blocks G.
+
+    Where it is not ``finite``, G counts as zero.
+    """
     for axis, L in enumerate(statistics, start=1):
         n = L.shape[-1]
         unfolding = G.movedim(axis, 1).reshape(len(G), n, -1).contiguous()

@@ -111,7 +111,9 @@ def test_without_either_the_terms_are_the_examples() -> None:
 def test_scale_of_a_gradient_scaler_is_undone() -> None:
     """``16-mixed``, which Lightning has on GPUs only: the scaler's part of the trainer is here."""
     declared = []
-    optimizer = SimpleNamespace(describe_loss=lambda terms, factor: declared.append((terms, factor)))
+    optimizer = SimpleNamespace(
+        describe_loss=lambda terms, factor: declared.append((terms, factor))
+    )
     trainer = SimpleNamespace(
         optimizers=[optimizer, torch.optim.SGD([nn.Parameter(torch.ones(1))])],
         precision_plugin=SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 1024.0)),

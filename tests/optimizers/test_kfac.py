@@ -203,6 +203,44 @@ def test_follows_the_oracle(options: dict[str, Any]) -> None:
         by_hand.assert_equal(net, step)
 
 
+def test_embedding() -> None:
+    """Whose weight is transposed, and whose A is a diagonal."""
+    model = nn.Embedding(4, 3).double()
+    optimizer = KFAC(model.parameters(), model, lr=0.1, momentum=0.0, damping=0.04, kl_clip=None)
+    start = model.weight.detach().clone()
+    words = torch.tensor([[0, 1, 1], [3, 1, 3]])
+    (model(words) * torch.arange(18.0).reshape(2, 3, 3)).mean().backward()
+    optimizer.step()
+    A = torch.diag(torch.tensor([1, 3, 0, 2], dtype=torch.float64) / 6)
+    G = optimizer.state[model.weight]["G"][0][0]
+    pi = (A.trace() / 4 / (G.trace() / 3)).sqrt()
+    left = torch.linalg.inv(A + pi * 0.2 * torch.eye(4))
+    right = torch.linalg.inv(G + 0.2 / pi * torch.eye(3))
+    assert model.weight.grad is not None
+    torch.testing.assert_close(model.weight, start - 0.1 * left @ model.weight.grad @ right)
+
+
+def test_clip_with_rates_of_their_own() -> None:
+    """With them, ⟨ΔW, ∇W⟩ may be negative: κ bounds its size."""
+    moves = []
+    for kl_clip in (None, 1e-3):
+        model = nn.Linear(1, 1).double()
+        groups: list[dict[str, Any]] = [
+            {"params": [model.weight], "lr": 0.0},
+            {"params": [model.bias], "lr": 10.0},
+        ]
+        optimizer = KFAC(groups, model, momentum=0.0, kl_clip=kl_clip)
+        model(torch.full((1, 1), 10.0, dtype=torch.float64)).sum().backward()
+        model.weight.grad = torch.ones_like(model.weight)
+        model.bias.grad = torch.full_like(model.bias, 0.05)
+        start = model.bias.detach().clone()
+        optimizer.step()
+        moves.append((model.bias - start).item())
+    free, clipped = moves  # −η Δb and −ν η Δb
+    assert free * 0.05 > 0
+    assert clipped / free == pytest.approx((1e-3 / (10.0 * free * 0.05)) ** 0.5)
+
+
 # The Fisher matrix
 
 
@@ -294,7 +332,7 @@ def test_sampled_labels_give_the_fisher_of_the_model() -> None:
 
 def test_sampling_only_where_factors_are_due() -> None:
     """And then it must not be forgotten; what it leaves out, the generator of numbers, stays."""
-    model = nn.Linear(2, 3)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3))
     optimizer = KFAC(model.parameters(), model, fisher="sampled", factor_every=4)
     x, y = torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
     drew = []
@@ -304,11 +342,12 @@ def test_sampling_only_where_factors_are_due() -> None:
         before = torch.get_rng_state()
         optimizer.sample(logits)
         drew.append(not torch.equal(torch.get_rng_state(), before))
+        assert not optimizer._recorder.waiting
         optimizer.zero_grad()  # in Lightning's order: between forward and backward
         F.cross_entropy(logits, y).backward()
         optimizer.step()
     assert drew == [True, True, False, True, False, False, False, True]
-    assert optimizer.state[model.weight]["updates"] == 4
+    assert optimizer.state[model[0].weight]["updates"] == 4
 
 
 def test_sample_that_is_missing_or_superfluous() -> None:
@@ -483,6 +522,41 @@ def test_some_examples_of_a_convolution() -> None:
         assert same == (name in ("shared.weight", "last.weight"))
 
 
+def test_layers_of_different_intervals() -> None:
+    """The number of examples is that of the first layer that is recorded in the step."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters(), "factor_every": 8},
+        {"params": model[1].parameters(), "factor_every": 1},
+    ]
+    optimizer = KFAC(groups, model, factor_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = model(torch.randn(5, 2, dtype=torch.float64))
+        output.retain_grad()
+        output.square().mean().backward()
+        optimizer.step()
+    assert output.grad is not None
+    G = optimizer.state[model[1].weight]["G"][0][0]
+    torch.testing.assert_close(G, 5 * output.grad.T @ output.grad)
+
+
+def test_description_of_a_loss_is_for_one_backward() -> None:
+    """Also in a step that does not need it, and must not keep it for one that does."""
+    x, y = data(0)
+    net, other = Net(), Net()
+    pair = [KFAC(n.parameters(), n, factor_every=4) for n in (net, other)]
+    for step in range(4):
+        for n, optimizer in zip((net, other), pair, strict=True):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(n(x), y)
+            if step == 2 and n is net:
+                optimizer.describe_loss(terms=1000)
+            loss.backward()
+            optimizer.step()
+    assert_same_factors(*pair)
+
+
 def test_lightning_zeroes_gradients_between_forward_and_backward() -> None:
     x, y = data(0)
     net = Net()
@@ -557,6 +631,35 @@ def test_nothing_but_bad_batches_is_sgd() -> None:
     model.weight.grad = torch.ones(1, 2)
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), start - 0.5)
+
+
+def test_batch_that_shows_a_layer_nothing() -> None:
+    """Such as padding only, which has no mean: the factors are those of before."""
+    model = nn.Embedding(4, 2, padding_idx=0)
+    optimizer = KFAC(model.parameters(), model)
+    before: dict[str, Any] = {}
+    for words in (torch.tensor([1, 2, 2]), torch.tensor([0, 0])):
+        optimizer.zero_grad()
+        model(words).square().sum().backward()
+        optimizer.step()
+        state = optimizer.state[model.weight]
+        before = before or {name: state[name][0].clone() for name in ("A", "G")}
+    assert state["step"] == 2 and state["updates"] == 1
+    for name, block in before.items():
+        assert torch.equal(state[name][0], block)
+
+
+def test_map_without_inputs() -> None:
+    """A channel that is always 0 has no π; its neighbour is not disturbed."""
+    model = nn.Conv1d(2, 2, 2, groups=2, bias=False).double()
+    optimizer = KFAC(model.parameters(), model, damping=0.04)
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    x[:, 0] = 0
+    (model(x) * torch.randn(3, 2, 3)).sum().backward()
+    optimizer.step()
+    inverse = optimizer.state[model.weight]["A_inverse"][0]
+    torch.testing.assert_close(inverse[0], torch.eye(2, dtype=torch.float64) / 0.2)
+    assert inverse.isfinite().all() and model.weight.isfinite().all()
 
 
 def test_zero_gradients_have_an_inverse() -> None:
@@ -863,8 +966,10 @@ def test_missing_gradients() -> None:
         used = model[: 1 if step < 5 else 2]
         torch.stack([layer(torch.ones(1, 2)) for layer in used]).square().sum().backward()
         model[0].bias.grad = None
+        if step == 5:
+            model[1].weight.grad = None  # which was recorded
         optimizer.step()
-    assert [optimizer.state[layer.weight]["step"] for layer in model] == [8, 3]
+    assert [optimizer.state[layer.weight]["step"] for layer in model] == [8, 2]
     assert [optimizer.state[layer.weight]["updates"] for layer in model] == [4, 2]
     assert model[0].bias not in optimizer.state
 

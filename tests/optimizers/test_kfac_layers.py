@@ -129,7 +129,7 @@ def test_convolutions(
 @even_kernels
 @each_convolution
 def test_patches(conv: Any, shape: tuple[int, ...]) -> None:
-    """A against patches that PyTorch's convolution shows itself.
+    """A against patches that PyTorch's convolution shows itself, and G against its output's grad.
 
     An output of a kernel that is 1 at one place and 0 elsewhere is that place of the patch.
     """
@@ -137,18 +137,23 @@ def test_patches(conv: Any, shape: tuple[int, ...]) -> None:
     x = random(*shape)
     conv.zero_grad()
     optimizer = attached(conv)
-    scrambled(conv(x)).backward()
+    output = conv(x)
+    output.retain_grad()
+    scrambled(output).backward()
     optimizer.step()
-    A = optimizer.state[conv.weight]["A"][0]
+    A, G = (optimizer.state[conv.weight][name][0] for name in ("A", "G"))
     optimizer.detach()
     maps, inputs = conv.groups, conv.weight[0].numel()
     patches = []
+    examples = len(x) if x.ndim == conv.weight.ndim else 1
+    delta = output.grad.reshape(examples, maps, conv.out_channels // maps, -1).permute(1, 2, 0, 3)
+    delta = delta.flatten(2)
+    torch.testing.assert_close(G, examples * delta @ delta.mT, rtol=1e-12, atol=1e-14)
     with torch.no_grad():
         bias = None if conv.bias is None else conv.bias.zero_()
         for place in range(inputs):
             conv.weight.zero_()
             conv.weight.flatten(1)[:, place] = 1
-            examples = len(x) if x.ndim == conv.weight.ndim else 1
             outputs = conv(x).reshape(examples, maps, conv.out_channels // maps, -1)
             patches.append(outputs[:, :, 0].transpose(0, 1).reshape(maps, -1))
     if bias is not None:
@@ -244,32 +249,44 @@ def test_attention(
     model(x, y).backward() if batched else model(x[0], y[0]).backward()
     if sharing == "expand":
         assert_explains_the_gradient(model, optimizer, seen, layers)
+    left = {row.name for row in optimizer.coverage().rows if not row.preconditioned}
+    assert left <= {"attention.bias_k", "attention.bias_v"}
     optimizer.step()
     for layer in optimizer._layers:
         assert len(optimizer.state[layer.weight]["A"][0]) == layer.shape[0]
         assert optimizer.state[layer.weight]["updates"] == 1
 
 
-def test_attention_has_no_order_of_axes() -> None:
-    """Positions first or examples first: the same factors, also by reduce."""
-    factors = []
-    for first in (True, False):
-        torch.manual_seed(0)
-        attention = nn.MultiheadAttention(4, 2, batch_first=first).double()
-        optimizer = attached(attention, weight_sharing="reduce")
-        x, y = random(3, 5, 4), random(3, 2, 4, seed=1)
-        weight = random(3, 5, 4, seed=2)
-        x, y, weight = (t if first else t.transpose(0, 1) for t in (x, y, weight))
-        (attention(x, y, y)[0] * weight).sum().backward()
-        optimizer.step()
-        factors.append(
-            [
-                optimizer.state[layer.weight][name][0]
-                for layer in optimizer._layers
-                for name in ("A", "G")
-            ]
-        )
-    torch.testing.assert_close(factors[0], factors[1], rtol=1e-10, atol=1e-14)
+def test_attention_with_one_weight_for_queries_and_keys(seen: list[tuple[Use, Tensor]]) -> None:
+    """Their biases are two, which then go with none of them."""
+    attention = nn.MultiheadAttention(4, 2, vdim=5)
+    attention.k_proj_weight = attention.q_proj_weight
+    attention = attention.double()
+    optimizer = attached(attention)
+    scrambled(attention(random(3, 2, 4), random(3, 2, 4), random(3, 2, 5))[0]).backward()
+    assert_explains_the_gradient(attention, optimizer, seen, layers=3)
+    biases = {layer.name: layer.bias is not None for layer in optimizer._layers}
+    assert biases == {"out_proj.weight": True, "q_proj_weight": False, "v_proj_weight": True}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_attention_by_reduce(first: bool) -> None:
+    """Whether examples come first or positions, what is put together are an example's positions."""
+    attention = nn.MultiheadAttention(4, 2, batch_first=first).double()
+    optimizer = attached(attention, weight_sharing="reduce")
+    x, y, weight = random(3, 5, 4), random(3, 2, 4, seed=1), random(3, 5, 4, seed=2)
+    query, key, of_output = (t if first else t.transpose(0, 1) for t in (x, y, weight))
+    (attention(query, key, key)[0] * of_output).sum().backward()
+    optimizer.step()
+
+    def second_moment(each: Tensor) -> Tensor:
+        return each.T @ each
+
+    means = [F.pad(t.mean(1), (0, 1), value=1.0) for t in (x, y, y)]
+    A = torch.stack([second_moment(mean) / 3 for mean in means])
+    torch.testing.assert_close(optimizer.state[attention.in_proj_weight]["A"][0], A)
+    G = 3 * second_moment(weight.sum(1))
+    torch.testing.assert_close(optimizer.state[attention.out_proj.weight]["G"][0][0], G)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -379,6 +396,20 @@ def test_linear_layers_with_one_weight(seen: list[tuple[Use, Tensor]]) -> None:
     assert [row.preconditioned for row in optimizer.coverage().rows] == [True, False]
 
 
+def test_combining_with_a_kind_that_was_not_used() -> None:
+    """On no rank: the factors are those of the other kind, balanced."""
+    model = Tied(bias=True).double()
+    (layer,) = attached(model)._layers
+    A, G = random(4, 4) @ random(4, 4).T, random(5, 5) @ random(5, 5).T
+    ours = _kfac_layers._combined(([A[None]], [G[None]]), layer.zeros(embedding=True).means(3))
+    expected = torch.kron(A, G)
+    torch.testing.assert_close(torch.kron(ours[0][0][0], ours[1][0][0]), expected)
+    nothing = _kfac_layers._combined(
+        layer.zeros(embedding=False).means(3), layer.zeros(embedding=True).means(3)
+    )
+    assert not nothing[0][0].isfinite().any()  # and so is not averaged
+
+
 def test_bias_of_two_weights_goes_with_neither() -> None:
     model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(4, 2)])
     model[1].bias = model[0].bias
@@ -468,6 +499,8 @@ def test_what_is_not_known_is_trained_by_sgd() -> None:
     shared = nn.ConvTranspose1d(2, 2, 1, bias=False)
     also = nn.Conv1d(2, 2, 1, bias=False)
     also.weight = shared.weight
+    grouped, whole = nn.Conv1d(4, 4, 1, groups=2, bias=False), nn.Conv1d(2, 4, 1, bias=False)
+    whole.weight = grouped.weight
     model = nn.ModuleDict(
         {
             "norm": nn.BatchNorm1d(3),
@@ -477,6 +510,8 @@ def test_what_is_not_known_is_trained_by_sgd() -> None:
             "bag": nn.EmbeddingBag(3, 2),
             "shared": shared,
             "also": also,
+            "grouped": grouped,
+            "whole": whole,
             "parametrized": nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, bias=False)),
         }
     )
@@ -492,6 +527,7 @@ def test_what_is_not_known_is_trained_by_sgd() -> None:
     assert notes["norm.weight"] == "SGD: weight of BatchNorm1d"
     assert notes["odd.weight"] == "SGD: weight of Odd"
     assert notes["shared.weight"] == "SGD: weight of ConvTranspose1d"
+    assert notes["grouped.weight"] == "SGD: shared by layers that read it differently"
     assert notes["frozen.bias"] == "SGD: bias that does not go with one preconditioned weight"
     assert coverage.rows[-1].note == "SGD: not in the model"
     before = {}
