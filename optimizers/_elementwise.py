@@ -59,7 +59,7 @@ def blocks(*tensors: Tensor) -> Iterator[Tensors]:
         yield tensors
     else:
         rows = max(1, size * len(first) // first.numel())
-        yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+        yield from zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
 
 
 def flat(*tensors: Tensor) -> Tensors:
@@ -70,7 +70,7 @@ def flat(*tensors: Tensor) -> Tensors:
     if views := _viewed(tensors, -1):
         return views
     first = tensors[0]
-    order = sorted(range(first.ndim), key=lambda axis: -first.stride(axis))
+    order = sorted(range(first.ndim), key=first.stride, reverse=True)
     return _viewed([tensor.permute(order) for tensor in tensors], -1) or tensors
 
 
@@ -158,7 +158,7 @@ class _Pack:
         sizes = [theta.numel() for theta in self.columns[0]]
         for position, (column, whole) in enumerate(zip(self.columns, self.tensors, strict=True)):
             if position != _GRADIENT:
-                torch._foreach_copy_(column, whole.split(sizes))
+                torch._foreach_copy_(column, torch.split(whole, sizes))
 
 
 def _new_state(theta: Tensor, initial: Mapping[str, float]) -> dict[str, Tensor]:

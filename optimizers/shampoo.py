@@ -45,6 +45,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.functional import linear, pad
 from torch.optim.optimizer import ParamsT
 
@@ -61,6 +62,7 @@ _STRIP = 128
 # Multiplications from which a product of float32 matrices is left to oneDNN. On AMD's processors
 # it is twice as fast as MKL, which bmm calls.
 _ONEDNN_FROM = 2**23
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class Shampoo(BaseOptimizer):
@@ -224,7 +226,8 @@ class Shampoo(BaseOptimizer):
 def _grafted_norm(g: Tensor, t: int, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
     """‖D‖, D the grafted method's step from g before its learning rate and momentum."""
     if group["grafting"] == "sgd":
-        return torch.linalg.vector_norm(g)
+        norm: Tensor = torch.linalg.vector_norm(g)
+        return norm
     beta = group["statistics_decay"]
     if "v" not in state:
         state["v"] = torch.zeros_like(g)
@@ -234,7 +237,8 @@ def _grafted_norm(g: Tensor, t: int, state: dict[str, Any], group: Mapping[str, 
         weight = t if beta == 1 else (1 - beta**t) / (1 - beta)
     # With v̂ = v / weight, without a pass over memory for v̂.
     root = v.sqrt().add_(_GRAFTING_EPS * math.sqrt(weight))
-    return torch.linalg.vector_norm(torch.div(g, root, out=root)) * math.sqrt(weight)
+    length: Tensor = torch.linalg.vector_norm(torch.div(g, root, out=root)) * math.sqrt(weight)
+    return length
 
 
 def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float, finite: Tensor) -> None:
@@ -266,7 +270,7 @@ def _precondition(G: Tensor, roots: Sequence[Tensor]) -> Tensor:
 def _product(x: Tensor, w: Tensor) -> Tensor:
     """x wᵀ for each of the matrices x (number, m, n) and w (number, o, n)."""
     large = x[0].numel() * w.shape[1] >= _ONEDNN_FROM
-    if large and x.dtype == torch.float32 and x.is_cpu and torch.backends.mkldnn.is_available():
+    if large and x.dtype == torch.float32 and x.is_cpu and _HAS_ONEDNN:
         pairs = zip(x, w, strict=True)
         return torch.stack([linear(a.to_mkldnn(), b.contiguous()).to_dense() for a, b in pairs])
     return torch.bmm(x, w.mT)
@@ -282,7 +286,7 @@ def _inverse_root(L: Tensor, p: int, eps: float, *, relative: bool) -> Tensor | 
     for dtype in (L.dtype, torch.float64):
         try:
             eigenvalues, Q = torch.linalg.eigh(L.to(dtype))
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             continue
         eigenvalues = eigenvalues.clamp(min=0)
         if relative:
@@ -290,7 +294,7 @@ def _inverse_root(L: Tensor, p: int, eps: float, *, relative: bool) -> Tensor | 
             eigenvalues = torch.where(largest > 0, eigenvalues + eps * largest, 1)
         else:
             eigenvalues = eigenvalues + eps
-        root = (Q * eigenvalues.pow(-1 / p).unsqueeze(-2)) @ Q.mT
+        root: Tensor = (Q * eigenvalues.pow(-1 / p).unsqueeze(-2)) @ Q.mT
         if root.isfinite().all():
             return root.to(L.dtype)
     return None

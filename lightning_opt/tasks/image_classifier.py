@@ -108,7 +108,7 @@ class ImageClassifier(LightningModule):
         """Lets an optimizer that takes the Fisher's labels from the model draw them."""
         trainer = self._trainer
         for optimizer in trainer.optimizers if trainer is not None and self.training else []:
-            inner = getattr(optimizer, "base", optimizer)  # of Lookahead
+            inner: Any = getattr(optimizer, "base", optimizer)  # of Lookahead
             if getattr(inner, "fisher", None) == "sampled":
                 inner.sample(logits)
 
