@@ -160,20 +160,15 @@ def draw(rows: Sequence[Row], target: float, path: Path) -> None:
                 panel.errorbar(middle, height, xerr=half, color="0.6", lw=5, zorder=1)
             finite = [value for value in values if value < math.inf]
             panel.plot(finite, [height] * len(finite), "o", ms=4, color="tab:blue", alpha=0.8)
-            if len(finite) < len(values):
-                missing = f"{len(values) - len(finite)} of {len(values)} never"
-                panel.annotate(
-                    missing,
-                    (1, height),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="center",
-                )
         panel.set_xlabel(f"{quantity} to {target:.0%} validation accuracy")
         panel.set_xlim(left=0)
         panel.grid(axis="x", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
-    names = [NAMES.get(row.optimizer, row.optimizer) for row in rows]
+    names = []
+    for row in rows:
+        never = sum(run.steps == math.inf for run in row.runs)
+        name = NAMES.get(row.optimizer, row.optimizer)
+        names.append(f"{name}\n({never} of {len(row.runs)} never)" if never else name)
     axes[0].set_yticks(range(len(rows)), names)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=160)

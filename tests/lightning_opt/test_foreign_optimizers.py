@@ -1,7 +1,14 @@
-"""Optimizers that this project does not have plug in by class path, through ``fit`` as it is."""
+"""Optimizers that this project does not have plug in by class path, through ``fit`` as it is.
+
+Once they are imported, a short name such as SGD is one of several classes, in the whole process: so
+the tests of this file run in a process of their own, which the last one starts.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_opt.lightning_cli import OptLightningCLI
+
+_HERE = "LIGHTNING_OPT_FOREIGN_OPTIMIZERS"
+alone = pytest.mark.skipif(_HERE not in os.environ, reason="runs in a process of its own")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -62,6 +72,7 @@ def fit(folder: Path, optimizer: str, options: list[str], *callbacks: Callback) 
     return OptLightningCLI(arguments, trainer_overrides=quiet, save_config_callback=None)
 
 
+@alone
 @pytest.mark.parametrize("optimizer", FOREIGN)
 def test_runs_through_fit(optimizer: str, tmp_path: Path) -> None:
     cli = fit(tmp_path, optimizer, FOREIGN[optimizer])
@@ -84,6 +95,7 @@ class Modes(Callback):
         self.validation.add(trainer.optimizers[0].param_groups[0]["train_mode"])
 
 
+@alone
 def test_schedule_free_is_switched_between_training_and_evaluation(tmp_path: Path) -> None:
     """Validation and the checkpoint have the averaged weights, training the others."""
     modes = Modes()
@@ -101,6 +113,7 @@ def test_schedule_free_is_switched_between_training_and_evaluation(tmp_path: Pat
         assert not torch.allclose(weight, averaged[name], rtol=1e-2)
 
 
+@alone
 def test_a_default_that_stands_for_not_given_is_left_out(tmp_path: Path) -> None:
     """HeavyBall's; the optimizer gets its own default, and the saved configuration repeats it."""
     pytest.importorskip("heavyball")
@@ -111,3 +124,13 @@ def test_a_default_that_stands_for_not_given_is_left_out(tmp_path: Path) -> None
     saved = tmp_path / "config.yaml"
     saved.write_text(cli.resolved_config())
     OptLightningCLI([f"--config={saved}"], run=False, trainer_overrides={"logger": False})
+
+
+@pytest.mark.skipif(_HERE in os.environ, reason="is what started this process")
+def test_foreign_optimizers_in_a_process_of_their_own() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", __file__]
+    environment = {**os.environ, _HERE: "1"}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert f"{len(FOREIGN) + 2} passed" in result.stdout
