@@ -155,8 +155,9 @@ class OptLightningCLI(LightningCLI):
         given = [*configured, *kwargs.get("callbacks", [])]
         if not any(isinstance(callback, SVRGSnapshot) for callback in given):
             given.append(SVRGSnapshot(optional=True))
+        given.append(FisherScale())
         # First, so that what runs at the same hook later sees the weights that are evaluated.
-        kwargs["callbacks"] = [EvaluationWeights(), FisherScale(), *given]
+        kwargs["callbacks"] = [EvaluationWeights(), *given]
         return super().instantiate_trainer(**kwargs)
 
     @staticmethod
