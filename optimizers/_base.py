@@ -53,6 +53,27 @@ def check_betas(betas: object) -> None:
         check_range(f"betas[{i}]", beta, 0.0, 1.0)
 
 
+def check_whole(name: str, value: object) -> None:
+    """Refuse anything but a whole number of at least 1.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_range`.
+    """
+    if not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is not a whole number.")
+    check_range(name, value, 1)
+
+
+def check_choice(name: str, value: object, *choices: str | None) -> None:
+    """Refuse a ``value`` that is none of ``choices``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, choices))}.")
+
+
 def working_dtype(parameter: Tensor) -> torch.dtype:
     """The precision that a parameter's state and update have: its own, but at least float32.
 
@@ -95,6 +116,22 @@ def decay(theta: Tensor, g: Tensor, group: Mapping[str, Any]) -> Tensor:
         theta.mul_(1 - learning_rate(group) * weight_decay)
         return g
     return g.add(theta, alpha=weight_decay)
+
+
+def descend(theta: Tensor, d: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+    """Go along ``d`` with heavy-ball momentum: u ← μ u + d, θ ← θ − η u (Polyak, 1964).
+
+    As in ``torch.optim.SGD``; u is kept in the state unless μ is 0.
+    """
+    if group["momentum"] > 0:
+        if "u" not in state:
+            state["u"] = torch.zeros_like(theta, dtype=d.dtype)
+        d = state["u"].mul_(group["momentum"]).add_(d)
+    eta = learning_rate(group)
+    if isinstance(eta, Tensor):
+        theta.sub_(d * eta)
+    else:
+        theta.sub_(d, alpha=eta)  # no memory of its own
 
 
 class BaseOptimizer(Optimizer):
@@ -158,11 +195,14 @@ class BaseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse_gradients()
-        for group in self.param_groups:
-            self._update_group(
-                group, [i for i, p in enumerate(group["params"]) if p.grad is not None]
-            )
+        self._update_all()
         return loss
+
+    def _update_all(self) -> None:
+        """Update the parameters, given their gradients."""
+        for group in self.param_groups:
+            indices = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+            self._update_group(group, indices)
 
     def _update_group(self, group: dict[str, Any], indices: Sequence[int]) -> None:
         """Update those of a group's parameters that have a gradient, which ``indices`` names."""

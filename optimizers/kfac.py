@@ -42,7 +42,15 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from ._base import BaseOptimizer, check_range, decay, learning_rate
+from ._base import (
+    BaseOptimizer,
+    check_choice,
+    check_range,
+    check_whole,
+    decay,
+    descend,
+    learning_rate,
+)
 from ._kfac_layers import Factor, Layer, Recorder, along, find_layers, mean_trace
 from ._schedule import is_due
 
@@ -127,7 +135,7 @@ class KFAC(BaseOptimizer):
     ) -> None:
         if kl_clip is not None:
             check_range("kl_clip", kl_clip, 0.0)
-        _check_choice("fisher", fisher, "empirical", "sampled")
+        check_choice("fisher", fisher, "empirical", "sampled")
         self.kl_clip = kl_clip
         self.fisher = fisher
         self._model: nn.Module | None = None
@@ -160,11 +168,11 @@ class KFAC(BaseOptimizer):
         for name in ("momentum", "factor_decay"):
             check_range(name, group[name], 0.0, 1.0)
         for name in ("factor_every", "inverse_every"):
-            _check_whole(name, group[name])
+            check_whole(name, group[name])
         for name in ("block_size", "conv_examples"):
             if group[name] is not None:
-                _check_whole(name, group[name])
-        _check_choice("weight_sharing", group["weight_sharing"], "expand", "reduce")
+                check_whole(name, group[name])
+        check_choice("weight_sharing", group["weight_sharing"], "expand", "reduce")
         for name in ("kl_clip", "fisher"):
             if name in group:
                 raise ValueError(
@@ -348,7 +356,6 @@ class KFAC(BaseOptimizer):
 
     # The step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient.
 
@@ -363,11 +370,9 @@ class KFAC(BaseOptimizer):
             ValueError: a gradient is sparse. No parameter has been changed in either case.
         """
         self._required_model()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._refuse_sparse_gradients()
+        return super().step(closure)
+
+    def _update_all(self) -> None:
         if self._recorder.lacks_sample:
             raise RuntimeError(
                 f"{self._name}(fisher='sampled') renews its factors in this step: call "
@@ -380,19 +385,8 @@ class KFAC(BaseOptimizer):
         }
         directions = self._directions(gradients)
         for group, _, theta in self._with_gradients():
-            self._update(theta, directions[theta], self.state[theta], group)
+            descend(theta, directions[theta], self.state[theta], group)
         self._arm()
-        return loss
-
-    def _update(
-        self, theta: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        """Momentum: u ← μ u + g, θ ← θ − η u, g being the direction."""
-        if group["momentum"] != 0:
-            if "u" not in state:
-                state["u"] = torch.zeros_like(theta, dtype=g.dtype)
-            g = state["u"].mul_(group["momentum"]).add_(g)
-        theta.sub_(g * learning_rate(group))
 
     def _renew(self) -> None:
         """Average what was recorded into the factors, and invert those that are due."""
@@ -533,14 +527,3 @@ def _product(left: Factor, matrix: Tensor, right: Factor) -> Tensor:
         return matrix * right[0][:, None]
     columns = torch.split(matrix, [block.shape[-1] for block in right], 2)
     return torch.cat([part @ block for part, block in zip(columns, right, strict=True)], 2)
-
-
-def _check_whole(name: str, value: object) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is not a whole number.")
-    check_range(name, value, 1)
-
-
-def _check_choice(name: str, value: object, *choices: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is neither {' nor '.join(map(repr, choices))}.")

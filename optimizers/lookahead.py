@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from ._base import BaseOptimizer, check_range, fitted, working_dtype
+from ._base import BaseOptimizer, check_range, check_whole, fitted, working_dtype
 from ._elementwise import blocks, flat
 
 _OWN_STATE = ("slow", "fast")
@@ -88,9 +88,7 @@ class Lookahead(BaseOptimizer):
         return {**super().__getstate__(), "base": self.base}
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        if not isinstance(group["k"], int):
-            raise TypeError(f"k={group['k']!r} is not a whole number.")
-        check_range("k", group["k"], 1)
+        check_whole("k", group["k"])
         check_range("alpha", group["alpha"], 0.0, 1.0, closed=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ of nᵢ rows whose columns are the fibers of that axis,
 
     Lᵢ ← β Lᵢ + G₍ᵢ₎ G₍ᵢ₎ᵀ                                      for every i, from the same G
     P  ← G ×₁ (L₁ + εI)^(−1/2k) ×₂ … ×_k (L_k + εI)^(−1/2k)
-    m  ← μ m + s P
-    θ  ← θ − η m
+    u  ← μ u + s P
+    θ  ← θ − η u
 
 A matrix has the exponent −1/4 on either side, a vector −1/2; a number is a vector of one element.
 Gupta, Koren & Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 1802.09568,
@@ -49,7 +49,15 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.functional import linear, pad
 from torch.optim.optimizer import ParamsT
 
-from ._base import BaseOptimizer, _describe, check_range, decay, learning_rate
+from ._base import (
+    BaseOptimizer,
+    _describe,
+    check_choice,
+    check_range,
+    check_whole,
+    decay,
+    descend,
+)
 from ._schedule import is_due
 
 _GRAFTING = ("rmsprop", "adagrad", "sgd", None)
@@ -72,7 +80,7 @@ class Shampoo(BaseOptimizer):
     block_size=None, merge_dims=False)``. The default learning rate is one for RMSprop grafting;
     with the others it is that of SGD or AdaGrad with the same momentum, say 0.1 and 0.01.
 
-    State: besides a counter, m (unless μ = 0) and v (with AdaGrad and RMSprop) of the parameter's
+    State: besides a counter, u (unless μ = 0) and v (with AdaGrad and RMSprop) of the parameter's
     size, and for every axis of every block of size b₁ × … × b_k two bᵢ × bᵢ matrices, Lᵢ and its
     root. A matrix longer than the block size both ways so has 4 numbers per parameter in them, a
     kernel of 512 × 512 × 3 × 3 has 4/9, ResNet18 in all 0.92. Of Lᵢ the lower triangle is kept, and
@@ -81,7 +89,7 @@ class Shampoo(BaseOptimizer):
 
     Weight decay that is not decoupled is part of the gradient, also of G in the statistics. A
     gradient that is not finite, or whose squares are not, counts as zero in Lᵢ and v, which outlive
-    it; in θ and m it is as visible as under any optimizer of PyTorch.
+    it; in θ and u it is as visible as under any optimizer of PyTorch.
 
     A step waits for the device where roots are taken and nowhere else.
 
@@ -156,16 +164,11 @@ class Shampoo(BaseOptimizer):
             check_range(name, group[name], 0.0)
         check_range("momentum", group["momentum"], 0.0, 1.0)
         check_range("statistics_decay", group["statistics_decay"], 0.0, 1.0, closed=True)
-        for name in ("statistics_every", "root_every", "block_size"):
-            if name == "block_size" and group[name] is None:
-                continue
-            if not isinstance(group[name], int):
-                raise TypeError(f"{name}={group[name]!r} is not a whole number.")
-            check_range(name, group[name], 1)
-        if group["grafting"] not in _GRAFTING:
-            raise ValueError(
-                f"grafting={group['grafting']!r} is none of {', '.join(map(repr, _GRAFTING))}."
-            )
+        for name in ("statistics_every", "root_every"):
+            check_whole(name, group[name])
+        if group["block_size"] is not None:
+            check_whole("block_size", group["block_size"])
+        check_choice("grafting", group["grafting"], *_GRAFTING)
 
     def _update(
         self, theta: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, Any]
@@ -195,15 +198,7 @@ class Shampoo(BaseOptimizer):
             tiny = torch.finfo(norm.dtype).tiny
             length = _grafted_norm(torch.where(finite, g, 0), t, state, group)
             P.mul_(length / norm.clamp(min=tiny))
-        if group["momentum"] != 0:
-            if "m" not in state:
-                state["m"] = torch.zeros_like(theta, dtype=g.dtype)
-            P = state["m"].mul_(group["momentum"]).add_(P)
-        lr = learning_rate(group)
-        if isinstance(lr, Tensor):
-            theta.sub_(P * lr)
-        else:
-            theta.sub_(P, alpha=lr)
+        descend(theta, P, state, group)
 
     def _renew_roots(self, theta: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         k = len(state["statistics"])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from ._base import BaseOptimizer, check_range, decay, learning_rate, working_dtype
+from ._base import BaseOptimizer, check_range, decay, descend, working_dtype
 
 Coefficient: TypeAlias = float | Callable[[int], float]
 
@@ -323,16 +323,7 @@ class SVRG(BaseOptimizer):
     def _update(
         self, theta: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, Any]
     ) -> None:
-        u = g = decay(theta, g, group)
-        if group["momentum"] > 0:
-            u = state["u"] = (
-                state["u"].mul_(group["momentum"]).add_(g) if "u" in state else g.clone()
-            )
-        eta = learning_rate(group)
-        if isinstance(eta, Tensor):
-            theta.sub_(u * eta)
-        else:
-            theta.sub_(u, alpha=eta)  # no memory of its own
+        descend(theta, decay(theta, g, group), state, group)
 
     def _current_coefficient(self) -> float:
         if not callable(self.coefficient):

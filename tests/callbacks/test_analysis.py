@@ -18,8 +18,9 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
+from classifier import Plain, examples
 from lightning_opt.callbacks import HessianSpectrum, LossSurface
 from lightning_opt.errors import UsageError
 from lightning_opt.optimizers import Lookahead
@@ -34,33 +35,6 @@ def surface(**options: Any) -> LossSurface:
 
 
 BOTH = pytest.mark.parametrize("make", [spectrum, surface])
-
-
-def examples(count: int = 22) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 6, generator=generator)
-    return TensorDataset(x, (x.sum(dim=1) > 0).long())
-
-
-class Plain(pl.LightningModule):
-    """A classifier on tuple batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
-
-    def loss_terms(self, batch: Any) -> int:
-        return len(batch[1])
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(examples(), batch_size=8, shuffle=True)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
 class Noisy(Dataset):

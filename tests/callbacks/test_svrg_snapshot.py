@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+import classifier
+from classifier import examples
 from lightning_opt.callbacks import SVRGSnapshot
 from lightning_opt.callbacks import _untouched as untouched_module
 from lightning_opt.errors import UsageError
@@ -33,32 +35,11 @@ from lightning_opt.optimizers import SVRG, LinearDecay, Lookahead
 EXAMPLES = 22  # three batches of at most 8
 
 
-def examples() -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(EXAMPLES, 6, generator=generator)
-    return TensorDataset(x, (x.sum(dim=1) > 0).long())
-
-
-class Plain(pl.LightningModule):
-    """A classifier on tuple batches, trained by whatever optimizer."""
+class Plain(classifier.Plain):
+    """Trained by SVRG, unless by another."""
 
     def __init__(self, build: Callable[..., Optimizer] = SVRG, **options: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
-        self.build = partial(build, **{"lr": 0.1, **options})
-
-    def loss_terms(self, batch: Any) -> int:
-        return len(batch[1])
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(examples(), batch_size=8, shuffle=True)
-
-    def configure_optimizers(self) -> Optimizer:
-        return self.build(self.network.parameters())
+        super().__init__(build, **options)
 
 
 class Noisy(Dataset):
@@ -658,9 +639,11 @@ def train_shared(folder: Path, devices: int) -> None:
 @pytest.mark.slow
 def test_two_processes_are_as_one_on_the_union(tmp_path):
     """Steps and μ; where the ranks have different numbers of terms, μ is still the exact mean."""
+    tests = Path(__file__).parents[1]  # where `classifier` is; the checkout first, as in pytest
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
     for devices in (1, 2):
         command = [sys.executable, __file__, str(tmp_path), str(devices)]
-        subprocess.run(command, check=True, timeout=300)
+        subprocess.run(command, check=True, timeout=300, env=environment)
     for masked in (False, True):
         one, two = (torch.load(tmp_path / f"{devices}-{masked}.pt") for devices in (1, 2))
         for name, values in one.items():

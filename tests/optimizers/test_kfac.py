@@ -986,8 +986,8 @@ def test_range_errors() -> None:
         ("inverse_every", 2.5, "inverse_every=2.5 is not a whole number"),
         ("block_size", 0, "block_size=0"),
         ("conv_examples", "all", "conv_examples='all'"),
-        ("fisher", "true", "fisher='true' is neither 'empirical' nor 'sampled'"),
-        ("weight_sharing", "sum", "weight_sharing='sum' is neither 'expand' nor 'reduce'"),
+        ("fisher", "true", "fisher='true' is none of 'empirical', 'sampled'"),
+        ("weight_sharing", "sum", "weight_sharing='sum' is none of 'expand', 'reduce'"),
         ("weight_decay", float("nan"), "weight_decay=nan"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):

@@ -369,7 +369,7 @@ def test_a_gradient_of_zeros_at_first() -> None:
 
 
 def test_momentum_counts_preconditioned_steps() -> None:
-    """With a constant preconditioner, m is that of SGD with momentum on the same steps."""
+    """With a constant preconditioner, u is that of SGD with momentum on the same steps."""
     theta = nn.Parameter(torch.zeros(3))
     optimizer = Shampoo([theta], lr=1e6, momentum=0.5, eps=1e12, grafting=None)
     theta.grad = torch.ones(3)  # P = G / √ε
@@ -386,7 +386,7 @@ def test_memory_of_the_state() -> None:
         return {name: elements(state[name]) / math.prod(shape) for name in state if name != "step"}
 
     both = shares((32, 32), block_size=16)
-    assert both == {"statistics": 2.0, "roots": 2.0, "v": 1.0, "m": 1.0}
+    assert both == {"statistics": 2.0, "roots": 2.0, "v": 1.0, "u": 1.0}
     without = shares((32, 32), block_size=16, momentum=0.0, grafting="sgd")
     assert without == {"statistics": 2.0, "roots": 2.0}
     kernel = shares((512, 512, 3, 3), grafting=None, root_every=10**6)
@@ -485,7 +485,7 @@ def test_the_first_root_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_statistics(value: float) -> None:
-    """Nor does one whose squares are not. θ and m show it, as under every optimizer of PyTorch."""
+    """Nor does one whose squares are not. θ and u show it, as under every optimizer of PyTorch."""
     start, gradients = problem((4, 6), 20)
     zero, bad = torch.zeros_like(start), torch.zeros_like(start)
     bad[1, 2] = value
