@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._blocks import blocks, flat
+
 
 def check_range(
     name: str, value: object, low: float, high: float = math.inf, *, closed: bool = False
@@ -123,15 +125,17 @@ def descend(theta: Tensor, d: Tensor, state: dict[str, Any], group: Mapping[str,
 
     As in ``torch.optim.SGD``; u is kept in the state unless μ is 0.
     """
-    if group["momentum"] > 0:
-        if "u" not in state:
-            state["u"] = torch.zeros_like(theta, dtype=d.dtype)
-        d = state["u"].mul_(group["momentum"]).add_(d)
-    eta = learning_rate(group)
-    if isinstance(eta, Tensor):
-        theta.sub_(d * eta)
-    else:
-        theta.sub_(d, alpha=eta)  # no memory of its own
+    eta, mu = learning_rate(group), group["momentum"]
+    if mu > 0 and "u" not in state:
+        state["u"] = torch.zeros_like(theta, dtype=d.dtype)
+    momentum = (state["u"],) if mu > 0 else ()
+    for weights, direction, *us in blocks(*flat(theta, d, *momentum)):
+        for u in us:
+            direction = u.mul_(mu).add_(direction)
+        if isinstance(eta, Tensor):
+            weights.sub_(direction * eta)
+        else:
+            weights.sub_(direction, alpha=eta)  # no memory of its own
 
 
 class BaseOptimizer(Optimizer):

@@ -10,7 +10,7 @@ where it is compiled: a float would be a constant of the code, and every step wo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any, TypeAlias
@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from ._base import BaseOptimizer, learning_rate, working_dtype
+from ._blocks import Tensors, blocks, flat, viewed
 
 Number: TypeAlias = float | Tensor
 # What is added of θ to g and what is kept of θ (None: nothing, all), then the rule's coefficients.
 Numbers: TypeAlias = tuple[Number | None, ...]
-# θ, g and the tensors of the state.
-Tensors: TypeAlias = tuple[Tensor, ...]
 
-_GRADIENT = 1  # the place of g among them
+# The place of g among θ, g and the tensors of the state.
+_GRADIENT = 1
 
-# Elements of a block per thread: half a megabyte of float32. With smaller ones the calls cost more
-# than the cache saves.
-_BLOCK = 131_072
+# Elements of a sum from which torch.compile takes care of rounding.
+_LONG = 4096
 # Vectors of up to this many elements are updated as one, since a call costs more than the work.
 _SHORT = 16_384
 
@@ -49,29 +48,6 @@ def add_quotient(x: Tensor, a: Tensor, b: Tensor, scale: Number) -> None:
         x.add_((a / b).mul_(scale))
     else:
         x.addcdiv_(a, b, value=scale)
-
-
-def blocks(*tensors: Tensor) -> Iterator[Tensors]:
-    """Views of tensors of one length, cut along their first axis to fit into the cache."""
-    first = tensors[0]
-    size = _BLOCK * torch.get_num_threads()
-    if first.device.type != "cpu" or first.numel() <= size:
-        yield tensors
-    else:
-        rows = max(1, size * len(first) // first.numel())
-        yield from zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
-
-
-def flat(*tensors: Tensor) -> Tensors:
-    """Views of tensors of one shape as vectors, in the order in which they lie in memory.
-
-    Tensors that are not laid out alike, or have gaps, are returned as they are.
-    """
-    if views := _viewed(tensors, -1):
-        return views
-    first = tensors[0]
-    order = sorted(range(first.ndim), key=first.stride, reverse=True)
-    return _viewed([tensor.permute(order) for tensor in tensors], -1) or tensors
 
 
 class ElementwiseOptimizer(BaseOptimizer):
@@ -121,28 +97,27 @@ class _Step:
 
     def __init__(self) -> None:
         self.short: dict[tuple[torch.dtype, ...], list[Tensors]] = defaultdict(list)
-        self.updates: list[tuple[Tensors, bool]] = []  # views, and whether to centralize
+        self.updates: list[tuple[Tensors, int | None]] = []  # with the output axis, or None
 
     def add(self, tensors: Tensors, output_axis: int | None) -> None:
         theta = tensors[0]
         if theta.ndim == 1 and theta.numel() <= _SHORT:
             self.short[theta.dtype, tensors[_GRADIENT].dtype].append(tensors)
-        elif output_axis is None:
-            self.updates.append((flat(*tensors), False))
         else:
-            self.updates.append((_rows(tensors, output_axis), True))
+            self.updates.append((tensors, output_axis))
 
     def run(
         self, rule: Callable[..., None], numbers: Numbers, maximize: bool, compiled: bool
     ) -> None:
         packs = [_Pack(vectors) for vectors in self.short.values()]
-        updates = [*self.updates, *((pack.tensors, False) for pack in packs)]
+        updates = [*self.updates, *((pack.tensors, None) for pack in packs)]
         if compiled:
             _update_compiled(rule, updates, numbers, maximize)
         else:
-            for tensors, centralize in updates:
-                for block in blocks(*tensors):
-                    _update(rule, block, centralize, numbers, maximize)
+            for tensors, axis in updates:
+                views = flat(*tensors) if axis is None else _rows(tensors, axis)
+                for block in blocks(*views):
+                    _update(rule, block, None if axis is None else 0, numbers, maximize)
         for pack in packs:
             pack.copy_back()
 
@@ -180,17 +155,17 @@ def _decay(group: Mapping[str, Any]) -> tuple[Number | None, Number | None]:
 def _update(
     rule: Callable[..., None],
     tensors: Tensors,
-    centralize: bool,
+    output_axis: int | None,
     numbers: Numbers,
     maximize: bool,
 ) -> Tensor | None:
-    """One update; returns the means of the rows, if it centralizes."""
+    """One update; returns the means over all axes but the output one, if it centralizes."""
     parameter, gradient, *state = tensors
     penalty, kept, *coefficients = numbers
     theta, g = parameter.to(state[0].dtype), gradient.to(state[0].dtype)
     means = None
-    if centralize:
-        means = g.mean(list(range(1, g.ndim)), keepdim=True)
+    if output_axis is not None:
+        means = _means(g, output_axis)
         g = g - means
     if maximize:
         g = -g
@@ -204,15 +179,25 @@ def _update(
     return means
 
 
+def _means(g: Tensor, output_axis: int) -> Tensor:
+    length = g.numel() // max(1, len(g))
+    if output_axis == 0 and g.is_contiguous() and length > _LONG and length % 2 == 0:
+        # In two halves: compiled, a longer sum is a more careful one, at half the speed.
+        halves = g.view(len(g), 2, -1).mean(2)
+        return halves.mean(1).view(-1, *[1] * (g.ndim - 1))
+    return g.mean([axis for axis in range(g.ndim) if axis != output_axis], keepdim=True)
+
+
 def _update_compiled(
     rule: Callable[..., None],
-    updates: list[tuple[Tensors, bool]],
+    updates: list[tuple[Tensors, int | None]],
     numbers: Numbers,
     maximize: bool,
 ) -> None:
-    """All updates as one call of compiled code, made for their shapes."""
+    """All updates as one call of compiled code, made for their shapes and layouts."""
     shapes = tuple(
-        (tensors[0].shape, tensors[0].dtype, tensors[_GRADIENT].dtype) for tensors, _ in updates
+        (axis, *((x.shape, x.stride(), x.dtype) for x in tensors[: _GRADIENT + 1]))
+        for tensors, axis in updates
     )
     numbers = tuple(
         x if x is None or isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
@@ -223,15 +208,13 @@ def _update_compiled(
 
 def _update_all(
     rule: Callable[..., None],
-    updates: list[tuple[Tensors, bool]],
+    updates: list[tuple[Tensors, int | None]],
     numbers: Numbers,
     maximize: bool,
 ) -> list[Tensor | None]:
     # The means are returned for torch 2.14's inductor, which fails to fuse what would follow them
     # into their loop (KeyError).
-    return [
-        _update(rule, tensors, centralize, numbers, maximize) for tensors, centralize in updates
-    ]
+    return [_update(rule, tensors, axis, numbers, maximize) for tensors, axis in updates]
 
 
 @cache
@@ -248,10 +231,4 @@ def _compiled(rule: Callable[..., None], shapes: tuple[Any, ...]) -> Callable[..
 def _rows(tensors: Tensors, axis: int) -> Tensors:
     """Views with ``axis`` as the first one, and as matrices where they lie in memory like that."""
     moved = tuple(tensor.transpose(0, axis) for tensor in tensors)
-    return _viewed(moved, len(moved[0]), -1) or moved
-
-
-def _viewed(tensors: Sequence[Tensor], *shape: int) -> Tensors | None:
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return tuple(tensor.view(shape) for tensor in tensors)
-    return None
+    return viewed(moved, len(moved[0]), -1) or moved

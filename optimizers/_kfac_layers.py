@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ._base import working_dtype
+from ._matmul import matmul
 
 Group = Mapping[str, Any]
 Shape = tuple[int, int, int]
@@ -255,7 +256,7 @@ class Layer:
             part = part.to(self.dtype)
             if scale is not None:  # before squaring: a half-precision gradient may be tiny
                 part = part * scale
-            blocks.append(part @ part.mT)
+            blocks.append(matmul(part, part.mT))
         return blocks
 
     def block_shapes(self) -> tuple[list[Shape], list[Shape]]:

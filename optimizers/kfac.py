@@ -52,6 +52,7 @@ from ._base import (
     learning_rate,
 )
 from ._kfac_layers import Factor, Layer, Recorder, along, find_layers, mean_trace
+from ._matmul import matmul
 from ._schedule import is_due
 
 
@@ -522,8 +523,12 @@ def _inverse(block: Tensor, shift: Tensor, last: Tensor) -> Tensor:
 def _product(left: Factor, matrix: Tensor, right: Factor) -> Tensor:
     """left · matrix · right, with both factors in blocks."""
     rows = torch.split(matrix, [block.shape[-1] for block in left], 1)
-    matrix = torch.cat([block @ part for block, part in zip(left, rows, strict=True)], 1)
+    matrix = _cat([matmul(block, part) for block, part in zip(left, rows, strict=True)], 1)
     if right[0].ndim == 2:
         return matrix * right[0][:, None]
     columns = torch.split(matrix, [block.shape[-1] for block in right], 2)
-    return torch.cat([part @ block for part, block in zip(columns, right, strict=True)], 2)
+    return _cat([matmul(part, block) for part, block in zip(columns, right, strict=True)], 2)
+
+
+def _cat(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)  # cat would copy the one

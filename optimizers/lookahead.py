@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ._base import BaseOptimizer, check_range, check_whole, fitted, working_dtype
-from ._elementwise import blocks, flat
+from ._blocks import blocks, flat
 
 _OWN_STATE = ("slow", "fast")
 

@@ -32,6 +32,8 @@ from ._elementwise import ElementwiseOptimizer, Number, add_product, add_quotien
 from .lookahead import Lookahead
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# An ε beside which √v does not count: with η times as much, the step of momentum alone.
+_HUGE = 2.0**100
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -160,8 +162,8 @@ class _CentralizedRAdam(ElementwiseOptimizer):
         eta = learning_rate(group) / (1 - beta1**t)
         rectification = _rectification(t, beta2)
         if rectification is None:
-            return beta1, beta2, 0.0, 1.0, eta
-        return beta1, beta2, 1.0, group["eps"], eta * rectification * math.sqrt(1 - beta2**t)
+            return beta1, beta2, _HUGE, eta * _HUGE
+        return beta1, beta2, group["eps"], eta * rectification * math.sqrt(1 - beta2**t)
 
     @staticmethod
     def _rule(
@@ -171,14 +173,12 @@ class _CentralizedRAdam(ElementwiseOptimizer):
         v: Tensor,
         beta1: Number,
         beta2: Number,
-        adaptive: Number,
         eps: Number,
         eta: Number,
     ) -> None:
         m.lerp_(g, 1 - beta1)
         add_product(v.mul_(beta2), g, g, 1 - beta2)
-        # `adaptive` is 1, or 0 with ε = 1: then what is left is the step of momentum alone.
-        add_quotient(theta, m, v.sqrt().mul_(adaptive).add_(eps), -eta)
+        add_quotient(theta, m, v.sqrt().add_(eps), -eta)
 
 
 def _rectification(t: float, beta2: float) -> float | None:

@@ -39,14 +39,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 from torch.optim.optimizer import ParamsT
 
 from ._base import (
@@ -58,6 +58,9 @@ from ._base import (
     decay,
     descend,
 )
+from ._blocks import blocks as cached_blocks
+from ._blocks import flat
+from ._matmul import matmul
 from ._schedule import is_due
 
 _GRAFTING = ("rmsprop", "adagrad", "sgd", None)
@@ -67,10 +70,9 @@ _GRAFTING_EPS = 1e-8
 # and strips of this many rows, each up to the diagonal, save up to half of the arithmetic.
 _STRIP = 128
 
-# Multiplications from which a product of float32 matrices is left to oneDNN. On AMD's processors
-# it is twice as fast as MKL, which bmm calls.
-_ONEDNN_FROM = 2**23
-_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+# Elements of blocks that are worked on at once on the CPU. Larger temporary tensors are given back
+# to the system and asked for again, page by page, in every step.
+_PART = 2**19
 
 
 class Shampoo(BaseOptimizer):
@@ -184,29 +186,41 @@ class Shampoo(BaseOptimizer):
         t = int(state["step"].item())
 
         g = decay(theta, g, group)
-        G = blocks.split(g)
         finite = torch.linalg.vector_norm(g).square().isfinite()
-        if is_due(t, group["statistics_every"]):
-            _accumulate(state["statistics"], G, group["statistics_decay"], finite)
+        padded = blocks.padded(g)
+        statistics_due = is_due(t, group["statistics_every"])
         # Step t changes the statistics by a share of 1/t, so that at first the roots age quickly.
-        if t % min(group["root_every"], max(1, t // 8)) == 0:
-            self._renew_roots(theta, state, group)
-
-        P = blocks.join(_precondition(G, state["roots"])).reshape(theta.shape)
+        roots_due = t % min(group["root_every"], max(1, t // 8)) == 0
+        P = torch.empty_like(padded)
+        for (part, view), (_, direction) in zip(blocks.parts(padded), blocks.parts(P), strict=True):
+            G = blocks.flat(view)
+            statistics = [L[part] for L in state["statistics"]]
+            roots = [root[part] for root in state["roots"]]
+            if statistics_due:
+                _accumulate(statistics, G, group["statistics_decay"], finite)
+            if roots_due:
+                self._renew(roots, statistics, theta, group)
+            direction.copy_(_precondition(G, roots).view(view.shape))
+        P = blocks.unpadded(P).reshape(theta.shape)
         if group["grafting"] is not None:
             norm = torch.linalg.vector_norm(P)
             tiny = torch.finfo(norm.dtype).tiny
-            length = _grafted_norm(torch.where(finite, g, 0), t, state, group)
+            length = _grafted_norm(_zero_unless(finite, g), t, state, group)
             P.mul_(length / norm.clamp(min=tiny))
         descend(theta, P, state, group)
 
-    def _renew_roots(self, theta: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        k = len(state["statistics"])
+    def _renew(
+        self,
+        roots: Sequence[Tensor],
+        statistics: Sequence[Tensor],
+        theta: Tensor,
+        group: Mapping[str, Any],
+    ) -> None:
         relative = group["grafting"] is not None
-        for axis, L in enumerate(state["statistics"]):
-            root = _inverse_root(L, 2 * k, group["eps"], relative=relative)
-            if root is not None:
-                state["roots"][axis] = root
+        for root, L in zip(roots, statistics, strict=True):
+            found = _inverse_root(L, 2 * len(roots), group["eps"], relative=relative)
+            if found is not None:
+                root.copy_(found)
                 continue
             index = next(i for i, p in enumerate(group["params"]) if p is theta)
             warnings.warn(
@@ -226,14 +240,31 @@ def _grafted_norm(g: Tensor, t: int, state: dict[str, Any], group: Mapping[str, 
     beta = group["statistics_decay"]
     if "v" not in state:
         state["v"] = torch.zeros_like(g)
-    v = state["v"].mul_(beta).addcmul_(g, g)
     weight = 1.0
     if group["grafting"] == "rmsprop":
         weight = t if beta == 1 else (1 - beta**t) / (1 - beta)
     # With v̂ = v / weight, without a pass over memory for v̂.
-    root = v.sqrt().add_(_GRAFTING_EPS * math.sqrt(weight))
-    length: Tensor = torch.linalg.vector_norm(torch.div(g, root, out=root)) * math.sqrt(weight)
-    return length
+    eps = _GRAFTING_EPS * math.sqrt(weight)
+    lengths = []
+    for part, v in cached_blocks(*flat(g, state["v"])):
+        _scaled(v, beta).addcmul_(part, part)
+        lengths.append(torch.linalg.vector_norm(part / v.sqrt().add_(eps)))
+    return torch.linalg.vector_norm(torch.stack(lengths)) * math.sqrt(weight)
+
+
+def _scaled(x: Tensor, beta: float) -> Tensor:
+    """β x, in place; for β = 1 without a pass over memory."""
+    return x if beta == 1 else x.mul_(beta)
+
+
+def _zero_unless(finite: Tensor, x: Tensor) -> Tensor:
+    """x where it is ``finite``, a tensor without axes, else zeros."""
+    return x if _may_look(finite) and finite else torch.where(finite, x, 0)
+
+
+def _may_look(x: Tensor) -> bool:
+    """Whether to read x is free; elsewhere than on the CPU the step would wait for the device."""
+    return x.is_cpu
 
 
 def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float, finite: Tensor) -> None:
@@ -243,11 +274,11 @@ def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float, finite: Te
     """
     for axis, L in enumerate(statistics, start=1):
         n = L.shape[-1]
-        unfolding = G.movedim(axis, 1).reshape(len(G), n, -1).contiguous()
+        unfolding = G.movedim(axis, 1).reshape(len(G), n, -1)
         for start in range(0, n, _STRIP):
             stop = min(start + _STRIP, n)
-            product = _product(unfolding[:, start:stop], unfolding[:, :stop])
-            L[:, start:stop, :stop].mul_(beta).add_(torch.where(finite, product, 0))
+            product = matmul(unfolding[:, start:stop], unfolding[:, :stop].mT)
+            _scaled(L[:, start:stop, :stop], beta).add_(_zero_unless(finite, product))
 
 
 def _precondition(G: Tensor, roots: Sequence[Tensor]) -> Tensor:
@@ -258,17 +289,8 @@ def _precondition(G: Tensor, roots: Sequence[Tensor]) -> Tensor:
     """
     shape = G.shape
     for root in reversed(roots):
-        G = _product(root, G.reshape(len(G), -1, root.shape[-1]))
+        G = matmul(root, G.reshape(len(G), -1, root.shape[-1]).mT)
     return G.reshape(shape)
-
-
-def _product(x: Tensor, w: Tensor) -> Tensor:
-    """x wᵀ for each of the matrices x (number, m, n) and w (number, o, n)."""
-    large = x[0].numel() * w.shape[1] >= _ONEDNN_FROM
-    if large and x.dtype == torch.float32 and x.is_cpu and _HAS_ONEDNN:
-        pairs = zip(x, w, strict=True)
-        return torch.stack([linear(a.to_mkldnn(), b.contiguous()).to_dense() for a, b in pairs])
-    return torch.bmm(x, w.mT)
 
 
 def _inverse_root(L: Tensor, p: int, eps: float, *, relative: bool) -> Tensor | None:
@@ -315,19 +337,38 @@ class _Blocks:
         self.number = math.prod(counts)
         self.sizes = lengths
 
-    def split(self, tensor: Tensor) -> Tensor:
-        """The blocks (number, *sizes) of a tensor."""
+    def padded(self, tensor: Tensor) -> Tensor:
+        """The tensor in the shape after merging, and where needed filled up with zeros."""
         tensor = tensor.reshape(self.shape)
         if any(self.padding):
             tensor = pad(tensor, [n for padding in reversed(self.padding) for n in (0, padding)])
-        return tensor.reshape(self.cut).permute(self.order).reshape(self.number, *self.sizes)
+        return tensor
 
-    def join(self, blocks: Tensor) -> Tensor:
-        """The tensor, of the shape after merging, that has these blocks."""
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        tensor = blocks.reshape([self.cut[axis] for axis in self.order]).permute(inverse)
-        padded = [n + padding for n, padding in zip(self.shape, self.padding, strict=True)]
-        return tensor.reshape(padded)[tuple(slice(n) for n in self.shape)]
+    def unpadded(self, tensor: Tensor) -> Tensor:
+        """The tensor, of the shape after merging, that has been :meth:`padded`."""
+        return tensor[tuple(slice(n) for n in self.shape)]
+
+    def parts(self, padded: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The blocks as views (*counts, *sizes), some at a time, and their places among all."""
+        start = 0
+        for part in self._parts(padded.view(self.cut).permute(self.order)):
+            number = math.prod(part.shape[: len(self.sizes)])
+            yield slice(start, start + number), part
+            start += number
+
+    def _parts(self, blocks: Tensor) -> Iterator[Tensor]:
+        counts = blocks.shape[: len(self.sizes)]
+        axis = next((axis for axis, count in enumerate(counts) if count > 1), None)
+        if axis is None or blocks.numel() <= _PART or not blocks.is_cpu:
+            yield blocks
+        else:
+            rows = max(1, _PART * counts[axis] // blocks.numel())
+            for part in torch.split(blocks, rows, axis):
+                yield from self._parts(part)
+
+    def flat(self, blocks: Tensor) -> Tensor:
+        """Blocks (*counts, *sizes) as one tensor (number, *sizes)."""
+        return blocks.reshape(-1, *self.sizes)
 
 
 _blocks = lru_cache(maxsize=None)(_Blocks)

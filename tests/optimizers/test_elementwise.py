@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_opt.optimizers import Lookahead, Ranger, Yogi, _elementwise
-from lightning_opt.optimizers._elementwise import blocks, flat
+from lightning_opt.optimizers import Lookahead, Ranger, Yogi, _blocks, _elementwise
+from lightning_opt.optimizers._blocks import blocks, flat
 
 METHODS = {
     "Yogi": Yogi,
@@ -58,7 +58,7 @@ def train(
 def test_blocks_change_nothing(method: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the tensors, and that are smaller than a row."""
     whole = train(method)
-    monkeypatch.setattr(_elementwise, "_BLOCK", size)
+    monkeypatch.setattr(_blocks, "_BLOCK", size)
     for expected, actual in zip(whole, train(method), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
 
@@ -77,7 +77,7 @@ def test_memory_format_changes_nothing(
     method: Any, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contiguous = train(method)
-    monkeypatch.setattr(_elementwise, "_BLOCK", size)
+    monkeypatch.setattr(_blocks, "_BLOCK", size)
     last = train(method, memory_format=torch.channels_last)
     assert last[0].is_contiguous(memory_format=torch.channels_last)
     for expected, actual in zip(contiguous, last, strict=True):
@@ -129,7 +129,7 @@ def peak_of_new_memory(step: Any) -> int:
 
 def test_rule_allocates_blocks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra memory of a step does not grow with the parameters."""
-    monkeypatch.setattr(_elementwise, "_BLOCK", 1024)
+    monkeypatch.setattr(_blocks, "_BLOCK", 1024)
     for method in (Yogi, Ranger, partial(Lookahead, base=partial(Yogi, lr=0.1), k=1)):
         parameter = nn.Parameter(torch.randn(512, 256))
         parameter.grad = torch.randn(512, 256)
