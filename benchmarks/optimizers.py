@@ -13,10 +13,11 @@ Without a PART all run, for hours. The network is ResNet18 for 32 × 32 images, 
 parameters, in float32. The peers are installed into an environment of the benchmark's own, which
 takes torch and all else from this one.
 
-Times are medians over repeats that alternate: every measure once, then every one once more, a step
-alone in a new process each time. A ratio is the median of the ratios within the repeats, so that a
-machine that slows down in between slows both sides. Interrupting a part shows what it has measured
-so far and goes on to the next.
+Times are medians over repeats that alternate: every measure once, then every one once more, a step of
+milliseconds in a new process each time. A ratio is the median of the ratios within the repeats, so
+that a machine that slows down in between slows both sides. What is amortized is measured once its
+intervals are as long as asked for. Interrupting a part shows what it has measured so far and goes
+on to the next.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ FUSED = "torch Adam, fused"
 SGD = "torch SGD"
 GRADIENT = "forward and backward"
 FACTOR_EVERY, INVERSE_EVERY = 20, 100
+SETTLED = 16 * INVERSE_EVERY  # steps after which KFAC's intervals are that long
 
 Build = Callable[[Any], Any]  # from parameters to their optimizer
 Update = Callable[..., Any]  # a training step, of a closure
@@ -62,6 +64,7 @@ class Contender(NamedTuple):
     name: str
     build: Build
     cycle: int = 30  # steps after which its work repeats itself; 30 covers Lookahead's 5 and 6
+    settled: int = 0  # steps until then, at first
 
 
 def of(path: str, **options: Any) -> Build:
@@ -121,7 +124,7 @@ STEP = (
 # every 2.
 HEAVY = (
     Contender(FUSED, fused_adam),
-    Contender("Shampoo", of(OURS + "Shampoo"), 20),
+    Contender("Shampoo", of(OURS + "Shampoo"), 20, 320),
     Contender("pytorch_optimizer Shampoo", of("pytorch_optimizer.Shampoo"), 2),
     Contender("pytorch_optimizer ScalableShampoo", of("pytorch_optimizer.ScalableShampoo")),
     Contender("heavyball SOAP", heavyball("SOAP"), 20),
@@ -130,11 +133,12 @@ HEAVY = (
 # Alike: blocks of 256, statistics at every step, roots (SOAP: bases) every 20.
 SHAMPOO = (
     Contender(SGD, of("torch.optim.SGD", lr=0.1, momentum=0.9)),
-    Contender("Shampoo", of(OURS + "Shampoo"), 20),
+    Contender("Shampoo", of(OURS + "Shampoo"), 20, 320),
     Contender(
         "Shampoo, alike",
         of(OURS + "Shampoo", block_size=256, statistics_every=1, root_every=20),
         20,
+        320,
     ),
     Contender(
         "pytorch_optimizer ScalableShampoo, alike",
@@ -374,6 +378,7 @@ class Steps:
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
         self._gradients = itertools.cycle(gradients())
+        self._taken = 0
 
     @cached_property
     def params(self) -> list[nn.Parameter]:
@@ -393,18 +398,20 @@ class Steps:
 
     def step(self) -> float:
         self.fill()
+        self._taken += 1
         return timed(self.optimizer.step)
 
     def __call__(self) -> float:
         """Mean seconds of a step over one cycle."""
+        while self._taken < self.contender.settled:
+            self.step()
         seconds = mean(self.step() for _ in range(self.contender.cycle))
         self.fill()
         return seconds
 
 
 def named(name: str) -> Contender:
-    contenders = (*STEP, *HEAVY, *SHAMPOO)
-    return next(contender for contender in contenders if contender.name == name)
+    return next(contender for contender in STEP if contender.name == name)
 
 
 def step_seconds(name: str, threads: int) -> float:
@@ -514,7 +521,13 @@ def our_svrg(training: Training) -> Update:
 def our_kfac(training: Training) -> Update:
     intervals = {"factor_every": FACTOR_EVERY, "inverse_every": INVERSE_EVERY}
     build = of(OURS + "KFAC", model=training.model, **intervals)
-    return build(training.model.parameters()).step  # type: ignore[no-any-return]
+    optimizer = build(training.model.parameters())
+    training.closure(4)
+    optimizer.step()
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].fill_(SETTLED)
+    return optimizer.step  # type: ignore[no-any-return]
 
 
 def kfac_pytorch(training: Training) -> Update:
@@ -579,7 +592,7 @@ def step(options: argparse.Namespace) -> None:
     header = ["", "without a cache", "in the process after it"]
     rows = (first_row(name, options.threads) for name in FIRST if name not in results.failed)
     print_table("The first 12 steps of a process, beyond 12 later ones", header, rows)
-    results = Results(alone(HEAVY, options.threads), options.repeats)
+    results = Results({c.name: Steps(c) for c in HEAVY}, options.repeats)
     results.show("A step alone, of methods that precondition", results.seconds, FUSED)
 
 
@@ -612,7 +625,7 @@ def memory_row(contender: Contender) -> list[str]:
 def shampoo(options: argparse.Namespace) -> None:
     training = Training(resnet18, sgd, options.batch)
     measures: dict[str, Callable[[], float]] = {GRADIENT: partial(timed, training.closure)}
-    measures |= alone(SHAMPOO, options.threads)
+    measures |= {c.name: Steps(c) for c in SHAMPOO}
     results = Results(measures, options.repeats)
     results.show("Shampoo's step alone", [c.name for c in SHAMPOO], SGD)
     trained = {f"{c.name}, training": (GRADIENT, c.name) for c in SHAMPOO}
@@ -625,7 +638,10 @@ def shampoo(options: argparse.Namespace) -> None:
 def kfac(options: argparse.Namespace) -> None:
     measures: dict[str, Callable[[], float]] = {SGD: Training(resnet18, sgd, options.batch)}
     averages = {}
-    for name, attach, number in (("KFAC", our_kfac, 1), ("kfac-pytorch", kfac_pytorch, 0)):
+    for name, attach, number in (
+        ("KFAC", our_kfac, SETTLED + 1),
+        ("kfac-pytorch", kfac_pytorch, 0),
+    ):
         training = Amortized(attach, options.batch, number)
         kinds = {f"{name}, {kind}": partial(training.next, kind) for kind in Amortized.KINDS}
         averages[f"{name}, averaged"] = tuple(kinds)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from math import floor, log
+
+# Until the interval is reached, what is used has been renewed since this share of the run so far.
+_SHARE = 1 / 16
+
 
 def is_due(step: int, every: int) -> bool:
     """Whether work that is done every so many steps is to be done at ``step``, counted from 1.
 
-    At the start of training, statistics change from one step to the next, and what was computed
-    from the first batch alone must not steer the first ``every`` steps. So the work is also due at
-    the powers of two before the interval is reached, which adds log₂(every) times to a whole run.
+    At the start of training the statistics change from one step to the next, and what was computed
+    from the first batches must not steer many steps. Step t changes an average by a share of 1/t:
+    therefore the interval grows with the steps taken, as a sixteenth of them, until it is
+    ``every``. To a whole run this adds some 16 · ln(every) times.
 
-    >>> [step for step in range(1, 61) if is_due(step, 20)]
-    [1, 2, 4, 8, 16, 20, 40, 60]
+    >>> [step for step in range(1, 67) if is_due(step, 20)][18:]
+    [19, 20, 21, 23, 24, 25, 27, 29, 30, 32, 34, 36, 38, 41, 43, 46, 49, 52, 55, 59, 62, 66]
+    >>> [step for step in range(281, 400) if is_due(step, 20)]
+    [281, 299, 318, 320, 340, 360, 380]
     >>> all(is_due(step, 1) for step in range(1, 61))
     True
     """
-    is_power_of_two = step & (step - 1) == 0
-    return step % every == 0 or (step < every and is_power_of_two)
+    if step * _SHARE >= every:
+        return step % every == 0
+    return step == 1 or _renewals(step) > _renewals(step - 1)
+
+
+def _renewals(step: int) -> int:
+    return floor(log(step) / log(1 + _SHARE))

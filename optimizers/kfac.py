@@ -66,8 +66,7 @@ class KFAC(BaseOptimizer):
     :meth:`coverage` tells which are which.
 
     The layers' inputs and output gradients are seen by hooks on the model, in training mode and in
-    the steps that update the factors only. These are the powers of two before ``factor_every``,
-    then its multiples, and the same for the inverses.
+    the steps that update the factors only.
 
     Args:
         params: parameters, named parameters, or groups of them.
@@ -78,8 +77,9 @@ class KFAC(BaseOptimizer):
         damping: λ.
         factor_decay: the largest ε, the share of the old in the running averages of A and G.
         kl_clip: κ, which bounds the change of the model's distribution in a step; None for none.
-        factor_every: steps from one update of the factors to the next.
-        inverse_every: steps from one inversion of the factors to the next.
+        factor_every: steps from one update of the factors to the next, once that is a sixteenth of
+            the steps taken; until then a sixteenth of them.
+        inverse_every: steps from one inversion of the factors to the next, in the same way.
         fisher: "empirical" has the gradients of the loss; "sampled" those of labels drawn from
             the model, for which the training step calls :meth:`sample`.
         weight_sharing: "expand" if each position has terms of the loss of its own, as in language

@@ -103,9 +103,10 @@ class Shampoo(BaseOptimizer):
         weight_decay: λ, decoupled or an L2 penalty (see below).
         decoupled_weight_decay: θ ← θ − ηλθ before the step, as in AdamW, in place of g ← g + λθ.
         statistics_decay: β, in [0, 1]; 1 sums what smaller values forget.
-        statistics_every: steps from one update of the statistics to the next.
-        root_every: steps from one root to the next, once a run is that much longer: until then,
-            an eighth of the steps taken so far.
+        statistics_every: steps from one update of the statistics to the next, more often at first
+            like ``root_every``.
+        root_every: steps from one root to the next, once that is a sixteenth of the steps taken;
+            until then a sixteenth of them.
         block_size: the most rows that a statistic has; None does not cut anything.
         merge_dims: merge short axes.
         grafting: whose step's length to take: ``"rmsprop"``, ``"adagrad"``, ``"sgd"``, or None.
@@ -189,8 +190,7 @@ class Shampoo(BaseOptimizer):
         finite = torch.linalg.vector_norm(g).square().isfinite()
         padded = blocks.padded(g)
         statistics_due = is_due(t, group["statistics_every"])
-        # Step t changes the statistics by a share of 1/t, so that at first the roots age quickly.
-        roots_due = t % min(group["root_every"], max(1, t // 8)) == 0
+        roots_due = is_due(t, group["root_every"])
         P = torch.empty_like(padded)
         for (part, view), (_, direction) in zip(blocks.parts(padded), blocks.parts(P), strict=True):
             G = blocks.flat(view)
@@ -245,11 +245,12 @@ def _grafted_norm(g: Tensor, t: int, state: dict[str, Any], group: Mapping[str, 
         weight = t if beta == 1 else (1 - beta**t) / (1 - beta)
     # With v̂ = v / weight, without a pass over memory for v̂.
     eps = _GRAFTING_EPS * math.sqrt(weight)
-    lengths = []
+    lengths: list[Tensor] = []
     for part, v in cached_blocks(*flat(g, state["v"])):
         _scaled(v, beta).addcmul_(part, part)
         lengths.append(torch.linalg.vector_norm(part / v.sqrt().add_(eps)))
-    return torch.linalg.vector_norm(torch.stack(lengths)) * math.sqrt(weight)
+    length: Tensor = torch.linalg.vector_norm(torch.stack(lengths)) * math.sqrt(weight)
+    return length
 
 
 def _scaled(x: Tensor, beta: float) -> Tensor:
@@ -274,7 +275,7 @@ def _accumulate(statistics: Sequence[Tensor], G: Tensor, beta: float, finite: Te
     """
     for axis, L in enumerate(statistics, start=1):
         n = L.shape[-1]
-        unfolding = G.movedim(axis, 1).reshape(len(G), n, -1)
+        unfolding = G.movedim(axis, 1).reshape(len(G), n, -1).contiguous()
         for start in range(0, n, _STRIP):
             stop = min(start + _STRIP, n)
             product = matmul(unfolding[:, start:stop], unfolding[:, :stop].mT)
@@ -367,8 +368,8 @@ class _Blocks:
                 yield from self._parts(part)
 
     def flat(self, blocks: Tensor) -> Tensor:
-        """Blocks (*counts, *sizes) as one tensor (number, *sizes)."""
-        return blocks.reshape(-1, *self.sizes)
+        """Blocks (*counts, *sizes) as one tensor (number, *sizes) without gaps."""
+        return blocks.reshape(-1, *self.sizes).contiguous()
 
 
 _blocks = lru_cache(maxsize=None)(_Blocks)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lightning_opt.optimizers import _schedule
+
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -14,3 +16,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is amortized is due at the powers of two, and soon at its interval, in short runs."""
+    monkeypatch.setattr(_schedule, "_SHARE", 1)

@@ -176,7 +176,7 @@ DEFAULT: dict[str, Any] = {
     ],
     ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
-def test_follows_the_oracle(options: dict[str, Any]) -> None:
+def test_follows_the_oracle(options: dict[str, Any], short_run: None) -> None:
     chosen = {**DEFAULT, **options}
     net = Net()
     optimizer = KFAC(net.parameters(), net, conv_examples=None, **chosen)
@@ -330,7 +330,7 @@ def test_sampled_labels_give_the_fisher_of_the_model() -> None:
     torch.testing.assert_close(A, x.flatten(0, 1).T @ x.flatten(0, 1) / 20_000)
 
 
-def test_sampling_only_where_factors_are_due() -> None:
+def test_sampling_only_where_factors_are_due(short_run: None) -> None:
     """And then it must not be forgotten; what it leaves out, the generator of numbers, stays."""
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3))
     optimizer = KFAC(model.parameters(), model, fisher="sampled", factor_every=4)
@@ -541,7 +541,7 @@ def test_layers_of_different_intervals() -> None:
     torch.testing.assert_close(G, 5 * output.grad.T @ output.grad)
 
 
-def test_description_of_a_loss_is_for_one_backward() -> None:
+def test_description_of_a_loss_is_for_one_backward(short_run: None) -> None:
     """Also in a step that does not need it, and must not keep it for one that does."""
     x, y = data(0)
     net, other = Net(), Net()
@@ -707,8 +707,8 @@ def test_last_good_inverse_is_kept() -> None:
 # When
 
 
-def test_schedule_of_factors_and_inverses() -> None:
-    """Powers of two before the interval, then its multiples; the first step has both."""
+def test_schedule_of_factors_and_inverses(short_run: None) -> None:
+    """At the powers of two, here, then at the multiples; the first step has both."""
     model = nn.Linear(2, 2)
     optimizer = KFAC(model.parameters(), model, factor_every=6, inverse_every=10)
     updated, inverted = [], []
@@ -727,7 +727,7 @@ def test_schedule_of_factors_and_inverses() -> None:
     assert inverted == [1, 2, 4, 8, 10, 20]
 
 
-def test_nothing_is_recorded_between_updates() -> None:
+def test_nothing_is_recorded_between_updates(short_run: None) -> None:
     """The hooks cost nothing then."""
     model = nn.Linear(2, 2)
     optimizer = KFAC(model.parameters(), model, factor_every=3)
@@ -920,7 +920,7 @@ def test_mixed_precision_has_factors_in_float32() -> None:
     assert optimizer.state[model[2].weight]["G"][0].dtype == torch.float32
 
 
-def test_group_added_in_the_middle_of_a_run() -> None:
+def test_group_added_in_the_middle_of_a_run(short_run: None) -> None:
     """Its layers are recorded from the next step on; a bias that joins renews its factors."""
     net = Net()
     first: list[Any] = [net.first.weight, net.last.weight]
@@ -957,7 +957,7 @@ def test_weight_and_bias_in_groups_of_their_own() -> None:
         assert torch.equal(p, expected), name
 
 
-def test_missing_gradients() -> None:
+def test_missing_gradients(short_run: None) -> None:
     """A layer counts from its first gradient; a bias without one is not moved."""
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     optimizer = KFAC(model.parameters(), model, factor_every=8, inverse_every=8)
@@ -1100,7 +1100,7 @@ def fit(folder: Path, steps: int, checkpoint: str | None = None, **options: Any)
     "ignore:.*(does not have many workers|is not resumable|exists and is not empty)"
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_lightning_resumes_bitwise(precision: Any, tmp_path: Path) -> None:
+def test_lightning_resumes_bitwise(precision: Any, tmp_path: Path, short_run: None) -> None:
     """Accumulated and clipped, from a checkpoint between two updates of the factors."""
     options: dict[str, Any] = {
         "precision": precision,

@@ -137,7 +137,7 @@ class KFACOracle:
 
 
 def due(t: int, every: int) -> bool:
-    """At 1, 2, 4, 8, ... as long as that is less than the interval, then at its multiples."""
+    """As in short runs: at 1, 2, 4, ... below the interval, then at its multiples."""
     early = {2**n for n in range(20) if 2**n < every}
     return t in early or t % every == 0
 
