@@ -120,16 +120,24 @@ def decay(theta: Tensor, g: Tensor, group: Mapping[str, Any]) -> Tensor:
     return g.add(theta, alpha=weight_decay)
 
 
-def descend(theta: Tensor, d: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-    """Go along ``d`` with heavy-ball momentum: u ← μ u + d, θ ← θ − η u (Polyak, 1964).
+def descend(
+    theta: Tensor,
+    d: Tensor,
+    state: dict[str, Any],
+    group: Mapping[str, Any],
+    s: Tensor | None = None,
+) -> None:
+    """Go along s d with heavy-ball momentum: u ← μ u + s d, θ ← θ − η u (Polyak, 1964).
 
-    As in ``torch.optim.SGD``; u is kept in the state unless μ is 0.
+    As in ``torch.optim.SGD``; u is kept in the state unless μ is 0. Without ``s`` it is 1.
     """
     eta, mu = learning_rate(group), group["momentum"]
     if mu > 0 and "u" not in state:
         state["u"] = torch.zeros_like(theta, dtype=d.dtype)
     momentum = (state["u"],) if mu > 0 else ()
     for weights, direction, *us in blocks(*flat(theta, d, *momentum)):
+        if s is not None:
+            direction = direction * s
         for u in us:
             direction = u.mul_(mu).add_(direction)
         if isinstance(eta, Tensor):

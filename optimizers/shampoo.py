@@ -192,6 +192,7 @@ class Shampoo(BaseOptimizer):
         statistics_due = is_due(t, group["statistics_every"])
         roots_due = is_due(t, group["root_every"])
         P = torch.empty_like(padded)
+        norms: list[Tensor] = []
         for (part, view), (_, direction) in zip(blocks.parts(padded), blocks.parts(P), strict=True):
             G = blocks.flat(view)
             statistics = [L[part] for L in state["statistics"]]
@@ -200,14 +201,16 @@ class Shampoo(BaseOptimizer):
                 _accumulate(statistics, G, group["statistics_decay"], finite)
             if roots_due:
                 self._renew(roots, statistics, theta, group)
-            direction.copy_(_precondition(G, roots).view(view.shape))
+            product = _precondition(G, roots).view(view.shape)
+            norms.append(torch.linalg.vector_norm(product))
+            direction.copy_(product)
         P = blocks.unpadded(P).reshape(theta.shape)
+        s = None
         if group["grafting"] is not None:
-            norm = torch.linalg.vector_norm(P)
+            norm = torch.linalg.vector_norm(torch.stack(norms))
             tiny = torch.finfo(norm.dtype).tiny
-            length = _grafted_norm(_zero_unless(finite, g), t, state, group)
-            P.mul_(length / norm.clamp(min=tiny))
-        descend(theta, P, state, group)
+            s = _grafted_norm(_zero_unless(finite, g), t, state, group) / norm.clamp(min=tiny)
+        descend(theta, P, state, group, s)
 
     def _renew(
         self,
@@ -312,7 +315,7 @@ def _inverse_root(L: Tensor, p: int, eps: float, *, relative: bool) -> Tensor | 
             eigenvalues = torch.where(largest > 0, eigenvalues + eps * largest, 1)
         else:
             eigenvalues = eigenvalues + eps
-        root: Tensor = (Q * eigenvalues.pow(-1 / p).unsqueeze(-2)) @ Q.mT
+        root = matmul(Q * eigenvalues.pow(-1 / p).unsqueeze(-2), Q.mT)
         if root.isfinite().all():
             return root.to(L.dtype)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_interval_grows_with_the_steps_taken(every: int) -> None:
 def test_no_interval_is_longer_than_a_sixteenth_of_the_run() -> None:
     """Nor than was asked for; and no work is done twice as often as that."""
     steps = [step for step in range(1, 10_000) if is_due(step, 100)]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         allowed = min(100, max(1, after / 16))
         assert after - before <= allowed + 1
         if 32 <= after < 1600 or after > 1700:
