@@ -397,7 +397,7 @@ class Steps:
     def fill(self) -> None:
         """Give the parameters fresh gradients; some peers change or drop those they had."""
         for theta, g in zip(self.params, next(self._gradients), strict=True):
-            theta.grad = g.clone() if theta.grad is None else theta.grad.copy_(g)  # some drop it
+            theta.grad = g.clone() if theta.grad is None else theta.grad.copy_(g)
 
     def step(self) -> float:
         self.fill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import floor, log
 
-# Until the interval is reached, what is used has been renewed since this share of the run so far.
+# What the interval is of the steps taken, until it is as long as asked for.
 _SHARE = 1 / 16
 
 

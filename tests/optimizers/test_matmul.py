@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_opt.optimizers import _matmul
+from lightning_opt.optimizers import KFAC, Shampoo, _matmul
 from lightning_opt.optimizers._matmul import matmul
 
 NUMBERS = [(2, 260, 270, 200), (1, 64, 600, 300), (3, 20, 30, 10), (0, 4, 5, 6)]
@@ -31,7 +32,7 @@ def test_every_library_has_the_same_product(
         torch.testing.assert_close(matmul(x, w), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_large_matmul_are_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_products_are_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def noticed(*arguments: object) -> torch.Tensor:
@@ -42,3 +43,25 @@ def test_large_matmul_are_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> Non
     matmul(torch.randn(1, 200, 200), torch.randn(1, 200, 200))
     matmul(torch.randn(1, 20, 20), torch.randn(1, 20, 20))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("method", [KFAC, Shampoo])
+def test_training_is_the_same_through_onednn(
+    method: type[KFAC] | type[Shampoo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the hooks of KFAC call it, too, and on whatever views the methods make."""
+    monkeypatch.setattr(_matmul, "_ONEDNN_FROM", 0)
+    trained = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(54, 7))
+        options = {"model": model} if method is KFAC else {"block_size": 4}
+        optimizer = method(model.parameters(), **options)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(8, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+        trained.append(list(model.parameters()))
+        monkeypatch.setattr(_matmul, "_onednn", None)
+    for ours, theirs in zip(*trained, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -150,3 +150,18 @@ def test_first_steps_are_momentum_only() -> None:
     assert visited[:5] == [-0.3, -0.6, -0.9, -1.2, -1.5]
     # The sixth is rectified, and so of the size of η: far shorter, and still downhill.
     assert -1.6 < visited[5] < -1.5
+
+
+@pytest.mark.parametrize("length", [4095, 4096, 4097, 4098, 9000])
+@pytest.mark.parametrize("compile", [False, True])
+def test_long_rows_are_centralized_too(length: int, compile: bool) -> None:
+    """Which are summed in another way; a row of one number has nothing left."""
+    theta = nn.Parameter(torch.zeros(3, length))
+    optimizer = Ranger([theta], lr=1.0, compile=compile)
+    theta.grad = torch.arange(3.0)[:, None].expand(3, length).clone()
+    theta.grad[0, 0] = length
+    optimizer.step()
+    expected = torch.zeros(3, length)
+    expected[0] = 1.0
+    expected[0, 0] = 1.0 - length  # θ = −g, the first step being of momentum alone
+    torch.testing.assert_close(theta.detach(), expected, rtol=1e-5, atol=1e-4)
