@@ -51,7 +51,9 @@ from ._base import (
     descend,
     learning_rate,
 )
-from ._kfac_layers import Factor, Layer, Recorder, along, find_layers, mean_trace
+from ._kfac_discovery import find_layers
+from ._kfac_layers import Factor, Layer, along, mean_trace
+from ._kfac_recorder import Recorder
 from ._matmul import matmul
 from ._schedule import is_due
 

@@ -38,6 +38,7 @@ ALLOWED = {
         "lightning_opt.figures",
         "lightning_opt.optimizers",
         "pytorch_lightning",
+        "lightning",
         "torch",
         "torchmetrics",
         "numpy",

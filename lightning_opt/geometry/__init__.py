@@ -9,16 +9,20 @@ terms its batch has gives every batch the same weight.
 """
 
 from . import directions
-from .hessian import Hessian, hessian
+from .gauss_newton import empirical_fisher, gauss_newton
+from .hessian import hessian
+from .operator import CurvatureOperator
 from .spectrum import Spectrum, spectrum
 from .surface import Line, Plane, line, plane
 
 __all__ = [
-    "Hessian",
+    "CurvatureOperator",
     "Line",
     "Plane",
     "Spectrum",
     "directions",
+    "empirical_fisher",
+    "gauss_newton",
     "hessian",
     "line",
     "plane",

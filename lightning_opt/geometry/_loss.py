@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
-Loss: TypeAlias = Callable[[Any], Tensor | tuple[Tensor, float]]
+Metrics: TypeAlias = Mapping[str, Tensor | float]
+Loss: TypeAlias = Callable[[Any], Tensor | tuple[Tensor, float] | tuple[Tensor, float, Metrics]]
 
 
 def checked_batches(batches: Iterable[Any]) -> list[Any]:
@@ -30,8 +30,19 @@ def evaluate(loss: Loss, batch: Any) -> tuple[Tensor, float]:
         TypeError: the loss is not a tensor.
         ValueError: the loss is not one real number, or the number of terms is negative.
     """
+    mean, terms, _ = evaluate_metrics(loss, batch)
+    return mean, terms
+
+
+def evaluate_metrics(loss: Loss, batch: Any) -> tuple[Tensor, float, Metrics]:
+    """What :func:`evaluate` returns, and the means of metrics over the same terms.
+
+    Raises:
+        TypeError: the loss is not a tensor, or what it returns is no mapping of metrics.
+        ValueError: the loss is not one real number, or the number of terms is negative.
+    """
     value = loss(batch)
-    mean, terms = value if isinstance(value, tuple) else (value, 1.0)
+    mean, terms, metrics = _unpacked(value) if isinstance(value, tuple) else (value, 1.0, {})
     if not isinstance(mean, Tensor):
         raise TypeError(
             f"loss(batch) returned {type(mean).__name__}: it has to return the mean loss as a "
@@ -45,7 +56,17 @@ def evaluate(loss: Loss, batch: Any) -> tuple[Tensor, float]:
     terms = float(terms)
     if not terms >= 0:
         raise ValueError(f"loss(batch) returned {terms} as the number of terms of its mean.")
-    return mean.reshape(()), terms
+    return mean.reshape(()), terms, metrics
+
+
+def _unpacked(value: tuple[Any, ...]) -> tuple[Any, Any, Metrics]:
+    mean, terms, metrics = value if len(value) == 3 else (*value, {})
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"loss(batch) returned {type(metrics).__name__} as its third element: it has to be a "
+            f"mapping from the name of a metric to its mean."
+        )
+    return mean, terms, metrics
 
 
 def total_terms(terms: Iterable[float]) -> float:
@@ -58,15 +79,3 @@ def total_terms(terms: Iterable[float]) -> float:
     if total == 0:
         raise ValueError("No batch has any term: there is no mean loss to analyze.")
     return total
-
-
-def mean_loss(loss: Loss, batches: Sequence[Any]) -> tuple[float, float]:
-    """The loss over all batches, each weighted by its number of terms, and that number."""
-    evaluated = [evaluate(loss, batch) for batch in batches]
-    # One transfer from the device for all batches.
-    means = torch.stack([mean for mean, _ in evaluated]).tolist()
-    counts = [terms for _, terms in evaluated]
-    total = total_terms(counts)
-    # A mean over no terms is NaN and says nothing.
-    pairs = zip(means, counts, strict=True)
-    return sum(mean * terms for mean, terms in pairs if terms > 0) / total, total

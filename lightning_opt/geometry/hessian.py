@@ -1,150 +1,139 @@
-r"""The Hessian of a mean loss as a linear operator, by double backward (Pearlmutter 1994).
+r"""The Hessian of a mean loss as a linear operator.
 
 With :math:`\bar L(\theta) = \sum_b n_b L_b(\theta) / \sum_b n_b`, where batch :math:`b` has
-:math:`n_b` terms,
+:math:`n_b` terms, either by reverse mode twice (Pearlmutter 1994) or by forward over reverse,
 
-.. math:: H v = \frac{1}{\sum_b n_b} \sum_b n_b \nabla_\theta \langle \nabla_\theta L_b, v \rangle
+.. math::
+    H v = \frac{1}{\sum_b n_b} \sum_b n_b \nabla_\theta \langle \nabla_\theta L_b, v \rangle
+        = \frac{1}{\sum_b n_b} \sum_b n_b
+          \left. \frac{d}{dt} \nabla_\theta L_b(\theta + t v) \right|_{t = 0}
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, overload
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import torch
+import torch.distributed
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ._loss import Loss, checked_batches, evaluate, total_terms
-from ._parameters import check_like, checked_params, flatten, unflatten
+from ._loss import Loss, evaluate
+from ._modes import dual_parts, tangents
+from .operator import BatchCurvature, Columns, CurvatureOperator, Method, differentiable_params
 
 
-class Hessian:
-    """The Hessian of the mean loss over fixed batches; made by :func:`hessian`.
+class _Reverse(BatchCurvature):
+    """Reverse over reverse: the graph of the gradient, gone through once for every vector."""
 
-    Attributes:
-        shape: ``(n, n)``, n being the number of entries of all parameters.
-        dtype: of the vectors that ``H @ v`` returns: that of the parameters, at least float32.
-        device: of the vectors: that of the parameters.
-    """
-
-    def __init__(self, loss: Loss, params: Iterable[Tensor], batches: Iterable[Any]) -> None:
-        self._loss = loss
-        self._params = checked_params(params)
-        self._batches = checked_batches(batches)
-        for index, param in enumerate(self._params):
-            if not param.requires_grad:
-                raise ValueError(
-                    f"params[{index}] of shape {tuple(param.shape)} does not require a gradient: "
-                    f"pass only the trainable parameters."
-                )
-        devices = {param.device for param in self._params}
-        if len(devices) > 1:
-            names = ", ".join(sorted(str(device) for device in devices))
-            raise ValueError(f"The parameters are on several devices ({names}), not on one.")
-        self.device = devices.pop()
-        self.dtype = torch.float32
-        for param in self._params:
-            self.dtype = torch.promote_types(self.dtype, param.dtype)
-        size = sum(param.numel() for param in self._params)
-        self.shape = (size, size)
-
-    @overload
-    def __matmul__(self, v: Tensor) -> Tensor: ...
-
-    @overload
-    def __matmul__(self, v: Sequence[Tensor]) -> list[Tensor]: ...
-
-    def __matmul__(self, v: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        if not isinstance(v, Tensor):
-            check_like("v", v, self._params)
-            return unflatten(self._product(flatten(v)), self._params)
-        if v.shape != self.shape[:1]:
-            raise ValueError(
-                f"H @ v: v has shape {tuple(v.shape)}, it has to be a vector of {self.shape[0]} "
-                f"entries, or a list of tensors in the shapes of the parameters."
+    def __init__(self, loss: Loss, params: Sequence[Tensor], batch: Any) -> None:
+        self._params = params
+        mean, self.terms = evaluate(loss, batch)
+        self.value = mean.detach()
+        self._gradients: Sequence[Tensor | None] = [None] * len(params)
+        if self.terms > 0:
+            check_graph(mean)
+            self._gradients = torch.autograd.grad(
+                mean, params, create_graph=True, allow_unused=True
             )
-        return self._product(v)
 
-    def _product(self, v: Tensor) -> Tensor:
-        with _differentiable_twice(self.device.type):
-            vectors = [
-                piece.to(param.device, param.dtype)
-                for piece, param in zip(unflatten(v, self._params), self._params, strict=True)
-            ]
-            out = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-            pieces = unflatten(out, self._params)
-            counts = []
-            for batch in self._batches:
-                mean, terms = evaluate(self._loss, batch)
-                counts.append(terms)
-                if terms > 0:  # a mean over no terms is NaN and says nothing
-                    self._accumulate(pieces, mean, terms, vectors)
-            return out.div_(total_terms(counts))
-
-    def _accumulate(
-        self, out: list[Tensor], mean: Tensor, terms: float, vectors: list[Tensor]
-    ) -> None:
-        """Adds ``terms`` times the product of the Hessian of ``mean`` to ``out``."""
-        if not mean.requires_grad:
-            raise ValueError(
-                "The loss has no graph to differentiate: it was detached, computed under "
-                "torch.no_grad(), or does not depend on any parameter that requires a gradient."
-            )
-        gradients = torch.autograd.grad(mean, self._params, create_graph=True, allow_unused=True)
+    def product(
+        self, vectors: Sequence[Tensor], *, keep: bool, batched: bool = False
+    ) -> Sequence[Tensor | None]:
         # A parameter that is unused has no gradient, one that the loss is linear in has a constant
         # one: their rows of the Hessian are zero.
         curved = [
             (gradient, vector)
-            for gradient, vector in zip(gradients, vectors, strict=True)
+            for gradient, vector in zip(self._gradients, vectors, strict=True)
             if gradient is not None and gradient.requires_grad
         ]
         if not curved:
-            return
+            return [None] * len(self._params)
         outputs, weights = zip(*curved, strict=True)
-        products = torch.autograd.grad(outputs, self._params, weights, allow_unused=True)
-        for total, product in zip(out, products, strict=True):
-            if product is not None:
-                total.add_(product, alpha=terms)
+        return torch.autograd.grad(
+            outputs,
+            self._params,
+            weights,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
 
 
-@contextmanager
-def _differentiable_twice(device_type: str) -> Iterator[None]:
-    """What a double backward needs, whatever the caller's own modes."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
-        stack.enter_context(torch.autocast(device_type, enabled=False))
-        # The fused kernels of attention have no second derivative.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # importing it takes seconds: only where it is in use
-            # Neither have compiled functions.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+class _Forward(BatchCurvature):
+    """Forward over reverse: the gradient's derivative in the direction of the vector."""
+
+    def __init__(self, loss: Loss, params: Sequence[Tensor], batch: Any) -> None:
+        self._loss, self._params, self._batch = loss, params, batch
+
+    def product(
+        self, vectors: Sequence[Tensor], *, keep: bool, batched: bool = False
+    ) -> Sequence[Tensor | None]:
+        with tangents(self._params, vectors):
+            mean, self.terms = evaluate(self._loss, self._batch)
+            self.value, _ = dual_parts(mean.detach())
+            if self.terms == 0:
+                return [None] * len(self._params)
+            check_graph(mean)
+            gradients = torch.autograd.grad(mean, self._params, allow_unused=True)
+            return [
+                None if gradient is None else dual_parts(gradient)[1]
+                for gradient in gradients
+            ]
 
 
-def hessian(loss: Loss, params: Iterable[Tensor], batches: Iterable[Any]) -> Hessian:
+def check_graph(mean: Tensor) -> None:
+    """Raises a ValueError if a loss cannot be differentiated."""
+    if not mean.requires_grad:
+        raise ValueError(
+            "The loss has no graph to differentiate: it was detached, computed under "
+            "torch.no_grad(), or does not depend on any parameter that requires a gradient."
+        )
+
+
+def hessian(
+    loss: Loss,
+    params: Iterable[Tensor],
+    batches: Iterable[Any],
+    *,
+    method: Method = "auto",
+    columns: Columns = "auto",
+    memory: int | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> CurvatureOperator:
     """The Hessian of the mean loss with respect to ``params``, without ever forming it.
 
-    A product costs about three gradients over all batches. Gradients (``param.grad``) are neither
-    used nor changed. Parameters that the loss does not use have zero rows. Fused attention runs on
-    its math kernel, compiled functions run eagerly and autocast is off while a product is computed.
+    Gradients (``param.grad``) are neither used nor changed. Parameters that the loss does not use
+    have zero rows. Fused attention runs on its math kernel, compiled functions run eagerly and
+    autocast is off while a product is computed.
 
     Args:
         loss: ``loss(batch)``, the mean loss of a batch as a tensor, or the pair
-            ``(mean loss, number of terms)``. It has to be deterministic.
+            ``(mean loss, number of terms)``. It has to be deterministic, and is checked to be.
         params: the tensors to differentiate with respect to, each requiring a gradient.
         batches: what ``loss`` is called with; kept in memory.
+        method: how a product is computed (costs in gradients, measured on ResNet18):
+            ``"kept"`` builds the graphs of all gradients once and keeps them (2.1 to 2.3);
+            ``"reverse"`` builds them anew for every product (3.1), which needs little memory;
+            ``"forward"`` differentiates the gradient in forward mode (3.5), which needs no second
+            derivatives by reverse mode; ``"auto"`` keeps as many graphs as fit into ``memory``
+            and builds the others anew.
+        columns: how the products with several vectors are computed: one after the other
+            (``"loop"``) or in one pass through the graph (``"batched"``); ``"auto"`` times both
+            at the first such product: name one where every last bit has to be the same each time.
+            Forward mode has one way only.
+        memory: how many bytes the kept graphs may take; by default half of what is free.
+        group: the processes that hold the other batches: the products are those over the batches
+            of all of them, every one of which has to compute every product.
 
     Returns:
-        An operator with ``H @ v``, for a vector of n entries (gives a vector) or a list of tensors
-        in the shapes of ``params`` (gives such a list), and ``H.shape``.
+        A :class:`CurvatureOperator`: ``H @ v``, ``H.shape``, ``H.to_scipy()``.
 
     Raises:
         TypeError: a parameter is no real floating-point tensor; the loss is no tensor.
-        ValueError: no parameters, no batches, a parameter without ``requires_grad``; at a product:
-            a loss that is not one number or that has no graph, a vector of another shape.
+        ValueError: no parameters, no batches, a parameter without ``requires_grad``, an option out
+            of range; at a product: a loss that is not one number, that has no graph or that
+            changes from call to call, a vector of another shape.
+        RuntimeError: at a product: something that torch cannot differentiate twice.
 
     Example:
         L = x³/6 + x·y at (x, y) = (2, 5) has the Hessian [[x, 1], [1, 0]].
@@ -157,4 +146,11 @@ def hessian(loss: Loss, params: Iterable[Tensor], batches: Iterable[Any]) -> Hes
         >>> H @ torch.tensor([1.0, 0.0])
         tensor([2., 1.])
     """
-    return Hessian(loss, params, batches)
+    params = differentiable_params(params)
+
+    def curvature(batch: Any, forward: bool) -> BatchCurvature:
+        return (_Forward if forward else _Reverse)(loss, params, batch)
+
+    return CurvatureOperator(
+        curvature, params, batches, method=method, columns=columns, memory=memory, group=group
+    )

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_opt.optimizers._kfac_layers import Layer, Recorder
+from lightning_opt.optimizers._kfac_layers import Layer
+from lightning_opt.optimizers._kfac_recorder import Recorder
 from lightning_opt.optimizers.kfac import KFAC
 from oracles import kfac as oracle
 

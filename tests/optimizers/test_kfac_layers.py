@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_opt.optimizers import _kfac_layers
-from lightning_opt.optimizers._kfac_layers import EmbeddingSite, Layer, Recorder, Use
+from lightning_opt.optimizers import _kfac_layers, _kfac_recorder
+from lightning_opt.optimizers._kfac_layers import EmbeddingSite, Layer, Use
+from lightning_opt.optimizers._kfac_recorder import Recorder
 from lightning_opt.optimizers.kfac import KFAC
 
 
@@ -401,10 +402,10 @@ def test_combining_with_a_kind_that_was_not_used() -> None:
     model = Tied(bias=True).double()
     (layer,) = attached(model)._layers
     A, G = random(4, 4) @ random(4, 4).T, random(5, 5) @ random(5, 5).T
-    ours = _kfac_layers._combined(([A[None]], [G[None]]), layer.zeros(embedding=True).means(3))
+    ours = _kfac_layers.combined(([A[None]], [G[None]]), layer.zeros(embedding=True).means(3))
     expected = torch.kron(A, G)
     torch.testing.assert_close(torch.kron(ours[0][0][0], ours[1][0][0]), expected)
-    nothing = _kfac_layers._combined(
+    nothing = _kfac_layers.combined(
         layer.zeros(embedding=False).means(3), layer.zeros(embedding=True).means(3)
     )
     assert not nothing[0][0].isfinite().any()  # and so is not averaged
@@ -604,4 +605,4 @@ def test_capture_of_attention_is_local() -> None:
     attention(x, x, x)
     assert (F.linear, F.multi_head_attention_forward) == before
     assert torch._C._len_torch_function_stack() == 0
-    assert _kfac_layers._attention_with(F.linear) is not F.multi_head_attention_forward
+    assert _kfac_recorder._attention_with(F.linear) is not F.multi_head_attention_forward

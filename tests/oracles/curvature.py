@@ -46,6 +46,17 @@ def full_hessian(module: nn.Module, loss: Callable[[Callable[[Tensor], Tensor]],
     return torch.stack(columns, dim=1)
 
 
+def full_jacobian(module: nn.Module, x: Tensor) -> Tensor:
+    """The derivatives of every output, shape (examples, outputs, n), one reverse pass each."""
+    params = list(module.parameters())
+    outputs = module(x)
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(z, params, retain_graph=True)])
+        for z in outputs.reshape(-1)
+    ]
+    return torch.stack(rows).reshape(*outputs.shape, -1)
+
+
 def rotated(eigenvalues: Tensor, seed: int = 0) -> Tensor:
     """A symmetric matrix with these eigenvalues whose eigenvectors are not the axes."""
     n = len(eigenvalues)

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/geometry.py, one a file."""

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/optimizers.py, one a file, and what they share."""

@@ -1,0 +1,75 @@
+"""What curvature and loss surfaces cost beside their peers, and how right they are.
+
+    .venv/bin/python benchmarks/geometry.py [PART ...]      # `make demo` has made .venv
+
+    step      a Lanczos step: one batch whose graph is kept, many within a limit of memory
+    spectrum  density, top 5 and trace with error bars, at the accuracy of the peers' three runs
+    roberta   100 steps on RoBERTa with 82M parameters: time and memory
+    surface   a point of a plane beside a forward pass, and loss-landscapes
+    adaptive  evaluations and errors of adaptive planes
+    callback  what HessianSpectrum and LossSurface add to the numerics
+
+Without a PART all run, for an hour or more. The network is ResNet18 for 32 × 32 images, 100
+classes, 11.2M parameters, in float32, on batches of 32 images. The peers are installed into an
+environment of the benchmark's own, which takes torch and all else from this one.
+
+Times are medians over repeats that alternate: every measure once, then every one once more. A ratio
+is the median of the ratios within the repeats, so that a machine that slows down in between slows
+both sides. Interrupting a part shows what it has measured so far and goes on to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from _environment import default_environment, enter_environment, versions
+from _geometry import peers
+from _geometry.callback import callback
+from _geometry.roberta import roberta
+from _geometry.spectrum import spectrum
+from _geometry.step import step
+from _geometry.surface import surface
+from _tables import say
+
+PEERS = ("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch", "loss-landscapes")
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "step": step,
+    "spectrum": spectrum,
+    "roberta": roberta,
+    "surface": surface,
+    "callback": callback,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="all, unless given")
+    parser.add_argument("--repeats", type=int, default=5, help="alternating repeats (5)")
+    parser.add_argument("--steps", type=int, default=10, help="Lanczos steps a run (10)")
+    parser.add_argument("--batches", type=int, default=32, help="where there are many (32)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(all cores)")
+    parser.add_argument("--env", type=Path, default=default_environment(), help="of the peers")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    enter_environment(options.env.resolve(), PEERS)
+    torch.set_num_threads(options.threads)
+    peers.quiet()
+    print(versions(["torch", *PEERS]), f"{options.threads} threads", sep=", ")
+    for part in options.parts or PARTS:
+        try:
+            PARTS[part](options)
+        except KeyboardInterrupt:
+            say(f"{part}: interrupted")
+
+
+if __name__ == "__main__":
+    main()
