@@ -4,228 +4,114 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
-from lightning_opt.errors import UsageError, nearest
+from lightning_opt.errors import UsageError, did_you_mean, nearest
 
+from ._batches import Batch
 from ._untouched import random_state, seed_all
 
-Split = Literal["train", "val"]
 LossOption: TypeAlias = str | Callable[[LightningModule, Any], Tensor] | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch on the module's device.
-
-    Attributes:
-        value: what the data loader yielded, after the transfer hooks.
-        index: its position in the epoch.
-        terms: how many terms its mean loss has.
-    """
-
-    value: Any
-    index: int
-    terms: float
-
-
-def take_batches(
-    trainer: Trainer, module: LightningModule, split: Split, count: int, seed: int
-) -> list[Batch]:
-    """The first ``count`` batches of an epoch, as Lightning hands them to ``training_step``.
-
-    A shuffling data loader is seeded, so that every run with the same data and ``seed`` gets the
-    same batches, whatever its own seed and epoch. Loading happens in this process: the workers of
-    the data loader, and their random state, are left alone. Batches whose mean has no terms are
-    left out.
-
-    Raises:
-        UsageError: the data loader is empty, or the terms of a batch cannot be counted.
-    """
-    loaders, available = _loaders(trainer, split)
-    with _seeded(loaders, seed):
-        fetched = [batch for batch, _, _ in islice(iter(loaders), min(count, available))]
-    values = [_transferred(trainer, module, value) for value in fetched if value is not None]
-    batches = [
-        Batch(value, index, terms)
-        for index, (value, terms) in enumerate(
-            zip(values, _count_terms(module, values), strict=True)
-        )
-        if terms > 0
-    ]
-    if not batches:
-        raise UsageError(f"The {split} data loader gave no batch with any term of the loss in it.")
-    return batches
-
-
-def _loaders(trainer: Trainer, split: Split) -> tuple[CombinedLoader, int]:
-    """The data loaders of a split, and how many batches Lightning itself would use."""
-    if split == "train":
-        iterables, counts = trainer.train_dataloader, [trainer.num_training_batches]
-    else:
-        iterables, counts = trainer.val_dataloaders, list(trainer.num_val_batches)
-    if iterables is None:
-        raise UsageError(f"split={split!r} needs a {split} data loader, and the trainer has none.")
-    loaders = CombinedLoader(iterables, "max_size_cycle" if split == "train" else "sequential")
-    total = sum(counts)
-    return loaders, int(total) if total != float("inf") else 2**31
-
-
-@contextmanager
-def _seeded(loaders: CombinedLoader, seed: int) -> Iterator[None]:
-    """Makes the data loaders draw from ``seed``, in this process, and restores them."""
-    seed_all(seed)
-    data_loaders = [loader for loader in loaders.flattened if isinstance(loader, DataLoader)]
-    generators = {id(g): g for loader in data_loaders for g in _generators(loader)}.values()
-    states = [(generator, generator.get_state()) for generator in generators]
-    options = [(loader, loader.num_workers, loader.timeout) for loader in data_loaders]
-    # These order by a seed and an epoch of their own: DistributedSampler, and who follows it.
-    samplers = [
-        sampler
-        for loader in data_loaders
-        for sampler in _samplers(loader)
-        if hasattr(sampler, "seed") and hasattr(sampler, "epoch")
-    ]
-    orders = [(sampler, sampler.seed, sampler.epoch) for sampler in samplers]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        for loader in data_loaders:
-            loader.num_workers, loader.timeout = 0, 0
-        for sampler in samplers:
-            sampler.seed, sampler.epoch = seed, 0
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-        for sampler, its_seed, epoch in orders:
-            sampler.seed, sampler.epoch = its_seed, epoch
-        for loader, workers, timeout in options:
-            loader.num_workers, loader.timeout = workers, timeout
-
-
-def _samplers(loader: DataLoader[Any]) -> list[Any]:
-    """The samplers of a data loader, and those that they wrap."""
-    found: list[Any] = []
-    pending: list[Any] = [loader.sampler, loader.batch_sampler]
-    while pending:
-        sampler = pending.pop()
-        if sampler is not None and not any(sampler is known for known in found):
-            found.append(sampler)
-            pending.append(getattr(sampler, "sampler", None))
-    return found
-
-
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """The private generators that iterating over ``loader`` draws from."""
-    generators = [getattr(owner, "generator", None) for owner in (loader, *_samplers(loader))]
-    return [generator for generator in generators if isinstance(generator, torch.Generator)]
-
-
-def _transferred(trainer: Trainer, module: LightningModule, value: Any) -> Any:
-    """What Lightning's training loop does to a batch before ``training_step`` sees it."""
-    value = trainer.precision_plugin.convert_input(value)
-    value = module._on_before_batch_transfer(value, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(value, dataloader_idx=0)
-
-
-def _count_terms(module: LightningModule, values: list[Any]) -> list[float]:
-    """How many terms the mean loss of each batch has."""
-    terms = [known_terms(module, value) for value in values]
-    if all(known is not None for known in terms):
-        return [float(known) for known in terms if known is not None]
-    rank_zero_warn(
-        f"{type(module).__name__} has no loss_terms(batch), and its batches have no integer "
-        f"'labels': every batch is weighted by its number of examples. If the loss is the mean "
-        f"over something else, such as tokens, let loss_terms(batch) return how many there are."
-    )
-    return [float(_batch_size(module, value)) for value in values]
-
-
-def known_terms(module: LightningModule, value: Any) -> float | Tensor | None:
-    """How many terms the mean loss of a batch has, if the module or the batch tells; else None."""
-    count = getattr(module, "loss_terms", None)
-    if callable(count):
-        terms: float | Tensor = count(value)
-        return terms
-    labels = _labels(value)
-    return None if labels is None else (labels != -100).sum()
-
-
-def _labels(value: Any) -> Tensor | None:
-    """The integer labels of a batch, in which -100 marks what the loss ignores."""
-    if not isinstance(value, Mapping):
-        return None
-    labels = value.get("labels")
-    integer = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
-    return labels if integer else None
-
-
-def _batch_size(module: LightningModule, value: Any) -> int:
-    try:
-        with warnings.catch_warnings():  # one warning is enough
-            warnings.simplefilter("ignore")
-            return extract_batch_size(value)
-    except (MisconfigurationException, RecursionError):
-        raise UsageError(
-            f"The number of examples of a {type(value).__name__} is unknown: let "
-            f"{type(module).__name__}.loss_terms(batch) return how many terms its mean loss has."
-        ) from None
 
 
 class ModuleLoss:
     """``loss(batch)`` for the functions of ``lightning_opt.geometry``.
+
+    It has the module's ``self.log`` caught and its torchmetrics reset for every batch, so that they
+    do not grow with the evaluations; whoever makes one puts the module back afterwards.
 
     Args:
         module: whose weights the loss depends on.
         loss: None for the module's ``training_step``, else a callable ``loss(module, batch)`` or
             the name of a method that takes the batch.
         seed: where the random numbers of a step start, if it draws any.
+        metrics: names that the step logs through ``self.log``: their values for the batch, numbers
+            or torchmetrics, are returned as a third element.
     """
 
-    def __init__(self, module: LightningModule, loss: LossOption, seed: int) -> None:
+    def __init__(
+        self, module: LightningModule, loss: LossOption, seed: int, metrics: Sequence[str] = ()
+    ) -> None:
         self._name, self._step = _step(module, loss)
         self._seed = seed
         self._random = False
+        self._with_gradients = False
+        self._metrics = metrics
+        self._logged: dict[str, Any] = {}
+        self._states = [part for part in module.modules() if isinstance(part, Metric)]
+        for metric in self._states:  # ranks need not evaluate at the same time
+            metric.sync_on_compute, metric.dist_sync_on_step = False, False
+        if metrics:
+            module.__dict__["log"] = self._catch
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
+    def __call__(self, batch: Batch) -> Any:
         if self._random:
             seed_all(self._seed + batch.index)
+        for metric in self._states:
+            metric.reset()
         # A step may pop entries off its batch, and the batch is needed again.
         value = batch.value if isinstance(batch.value, Tensor) else copy.copy(batch.value)
-        return self._loss_of(self._step(value, batch.index)), batch.terms
+        if self._with_gradients:
+            with torch.enable_grad():
+                loss = self._loss_of(self._step(value, batch.index)).detach()
+        else:
+            loss = self._loss_of(self._step(value, batch.index))
+        if self._metrics:
+            return loss, batch.terms, self._measured()
+        return loss, batch.terms
 
-    def at_rest(self, batches: list[Batch]) -> float:
-        """The mean loss at the present weights; also finds out whether steps draw random numbers.
+    def at_rest(self, batches: list[Batch], *, differentiable: bool) -> float:
+        """The sum of the loss over all terms at the present weights.
 
-        If they do (dropout, noise, sampling), every evaluation from here on starts from the same
-        seed, so that the loss is a function of the weights.
+        It also finds out whether steps draw random numbers. If they do (dropout, noise, sampling),
+        every evaluation from here on starts from the same seed, so that the loss is a function of
+        the weights. And unless the loss is to be differentiated, it finds out whether a step needs
+        gradients itself (a gradient penalty): where it does, they are on from here on.
         """
+        if differentiable:
+            return self._at_rest(batches)
+        try:
+            with torch.no_grad():
+                return self._at_rest(batches)
+        except RuntimeError:  # it may have been another one, which then comes again
+            self._with_gradients = True
+            return self._at_rest(batches)
+
+    def _at_rest(self, batches: list[Batch]) -> float:
         self._random = True
         total = 0.0
         drawn = False
         for batch in batches:
             seed_all(self._seed + batch.index)
             before = random_state()
-            loss, terms = self(batch)
-            total += loss.item() * terms
+            loss = self(batch)[0]
+            if batch.terms > 0:  # a mean over no terms is NaN and says nothing
+                total += loss.item() * batch.terms
             drawn = drawn or not _equal(before, random_state())
         self._random = drawn
-        return total / sum(batch.terms for batch in batches)
+        return total
+
+    def _catch(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Stands in for ``LightningModule.log``."""
+        self._logged[name] = value
+
+    def _measured(self) -> dict[str, Any]:
+        """The metrics of the batch that was evaluated last."""
+        logged, self._logged = self._logged, {}
+        values = {}
+        for name in self._metrics:
+            if name not in logged:
+                raise unknown_metric(self._name, name, logged)
+            value = logged[name]
+            value = value.compute() if isinstance(value, Metric) else value
+            values[name] = value.detach() if isinstance(value, Tensor) else value
+        return values
 
     def _loss_of(self, output: Any) -> Tensor:
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -289,6 +175,11 @@ def check_loss(module: LightningModule, loss: LossOption) -> None:
             f"{kind}.training_step takes dataloader_iter and fetches its own batches. "
             f"Pass loss=, a callable loss(module, batch) or the name of a method with (batch)."
         )
+
+
+def unknown_metric(step: str, name: str, logged: Iterable[str]) -> UsageError:
+    """The error about a metric that a step does not log."""
+    return UsageError(f"metrics: {step} logs no {name!r}. {did_you_mean(name, logged)}")
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -37,6 +37,20 @@ def untouched(
         yield
 
 
+@contextmanager
+def gradients_aside(params: Iterable[Tensor]) -> Iterator[None]:
+    """Leaves the parameters without gradients inside, and gives them back those that they had."""
+    held = [(param, param.grad, param.requires_grad) for param in params]
+    for param, _, _ in held:
+        param.grad = None
+    try:
+        yield
+    finally:
+        for param, gradient, requires_grad in held:
+            param.requires_grad_(requires_grad)
+            param.grad = gradient
+
+
 def random_state() -> tuple[Any, ...]:
     """The state of the global random generators: Python, NumPy, torch, CUDA devices, MPS."""
     return (

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning import LightningModule, Trainer
 from torch.optim import Optimizer
+
+from ._flavors import Callback
 
 
 @runtime_checkable
@@ -90,7 +91,7 @@ class EvaluationWeights(Callback):
         # the end of a batch, an epoch, validation or training, OnExceptionCheckpoint, the tuners,
         # SLURM's requeue, the user) lead through `trainer.save_checkpoint`, which has taken its
         # copies when it returns, with AsyncCheckpointIO too.
-        if stage == TrainerFn.FITTING:
+        if stage == "fit":
             self._save_checkpoint = trainer.save_checkpoint
             save = partial(_save_evaluation_weights, trainer, self._save_checkpoint)
             trainer.save_checkpoint = save  # type: ignore[method-assign]
@@ -108,11 +109,11 @@ class EvaluationWeights(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Also called for the sanity check, whose optimizers may be freshly restored, and by
         # trainer.validate(), which after a fit still has that fit's optimizers.
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == "fit":
             _evaluate(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == "fit":
             _train(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

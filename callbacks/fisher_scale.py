@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
-from ._module_loss import known_terms
+from ._batches import known_terms
+from ._flavors import Callback
 
 
 class FisherScale(Callback):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,9 +13,12 @@ from lightning_opt.geometry import Plane, plane
 from lightning_opt.geometry import directions as geometry_directions
 
 from ._analysis import Analysis, Mode, Problem
-from ._module_loss import LossOption, Split
+from ._batches import Split
+from ._loggers import Copies
+from ._module_loss import LossOption
 
 Directions = Literal["filter", "layer"]
+BatchNorm = Literal["kept", "estimated"]
 
 
 class LossSurface(Analysis):
@@ -26,16 +29,22 @@ class LossSurface(Analysis):
     the weights (Li et al. 2018, arXiv:1712.09913). The loss is the module's own ``training_step``
     with logging silenced. The module, its metrics and the random state are left exactly as they
     were found. Optimizers that have evaluation weights (``optimizer.eval()``) are evaluated at
-    these.
+    these. In a run of ``validate`` the weights are those that it validates, such as a checkpoint's;
+    see also :func:`~lightning_opt.callbacks.analyze`.
 
-    Files, in ``trainer.log_dir`` (without a logger: ``trainer.default_root_dir``): ``{name}.npz``
-    and, drawn from it, ``{name}.png``. The arrays, read with ``numpy.load``:
+    Files, in the run directory (``trainer.log_dir``; without a logger
+    ``trainer.default_root_dir``): ``{name}.npz`` and, drawn from it, ``{name}.png``; copies go to
+    the trainer's loggers. The arrays, read with ``numpy.load``:
 
     ======================== ======================================================================
     ``alphas``, ``betas``    coordinates along the first and the second direction
     ``values``               ``values[i, j]`` is the loss at ``alphas[i], betas[j]``; a NaN or an
                              infinity is stored as it is
+    ``metric_NAME``          of every metric asked for, like ``values``
     ``directions``           how they were normalized, as given below
+    ``evaluated``            where; elsewhere values are interpolated (see ``tolerance``)
+    ``tolerance``, ``clip``  as given below; ``clip`` is infinite where all are evaluated
+    ``batchnorm``            as given below
     ``loss``                 the loss at the weights
     ``terms``                number of terms (examples, tokens) that the loss is the mean of
     ``parameters``           number of trainable parameters
@@ -45,11 +54,13 @@ class LossSurface(Analysis):
     ======================== ======================================================================
 
     Under ``fast_dev_run`` a grid of 3 × 3 is evaluated on the one batch, and nothing is written.
-    Under DDP every rank analyzes the batches of its own shard, and those of rank zero are written.
+    Under DDP every rank takes ``batches`` of its own shard, all ranks get the batches of all, and
+    they share the points out. A step that communicates with other ranks would wait forever.
 
     Args:
         loss: ``loss(module, batch)`` or the name of a method that takes the batch, if
-            ``training_step`` is not the loss to analyze. Gradients are off while it runs.
+            ``training_step`` is not the loss to analyze. Gradients are off while it runs,
+            unless it needs them itself, for a penalty on them.
         batches: how many batches, taken once from a seeded epoch of the data loader. A batch counts
             with its number of terms: the module's ``loss_terms(batch)`` if it has one; else the
             integer ``batch["labels"]`` that are not -100; else, with a warning, its batch size.
@@ -64,6 +75,18 @@ class LossSurface(Analysis):
             by as much as its own norm.
         directions: ``"filter"`` normalizes every output filter, ``"layer"`` every tensor; both
             leave biases and normalization layers where they are.
+        tolerance: 0 evaluates every point; 0.01 evaluates points where the surface bends, and
+            interpolates the others with an error of about 1 % of the drawn range, see
+            ``geometry.plane``.
+        clip: the highest loss that matters, for a ``tolerance``; by default half of the plane lies
+            below it.
+        batchnorm: running statistics are ``"kept"``, or ``"estimated"`` again at every point from
+            the batches. The choice changes the picture.
+        metrics: names that the step logs through ``self.log``, as numbers, tensors or torchmetrics.
+            Each is the mean of its values for single batches, weighted as the loss is: exact for
+            means such as an accuracy, an approximation for others.
+        resume: a file in which the analysis at the end is kept while it lasts. One that was killed
+            goes on from it, if the weights are the same.
         name: of the files.
         seed: of the directions, of the data loader's shuffling and of the steps.
 
@@ -72,7 +95,8 @@ class LossSurface(Analysis):
 
     Raises:
         UsageError: an option out of range; a module that optimizes manually, without ``loss=``; no
-            trainable parameters; parameters split over devices (FSDP, DeepSpeed).
+            trainable parameters; parameters split over devices (FSDP, DeepSpeed); a callback of the
+            same name; after the first batch, a metric that the step does not log.
 
     Example:
         >>> import pytorch_lightning as pl
@@ -80,6 +104,7 @@ class LossSurface(Analysis):
     """
 
     _figure = "surface"
+    _moves_weights = True
 
     def __init__(
         self,
@@ -92,6 +117,11 @@ class LossSurface(Analysis):
         resolution: tuple[int, int] = (51, 51),
         span: float = 1.0,
         directions: Directions = "filter",
+        tolerance: float = 0.0,
+        clip: float | None = None,
+        batchnorm: BatchNorm = "kept",
+        metrics: Sequence[str] = (),
+        resume: str | None = None,
         name: str = "surface",
         seed: int = 0,
     ) -> None:
@@ -103,6 +133,8 @@ class LossSurface(Analysis):
             every_n_epochs=every_n_epochs,
             name=name,
             seed=seed,
+            metrics=metrics,
+            resume=resume,
         )
         if len(resolution) != 2 or min(resolution) < 2:
             raise UsageError(f"resolution is {resolution}: it has to be two counts, at least 2.")
@@ -110,9 +142,18 @@ class LossSurface(Analysis):
             raise UsageError(f"span is {span}: it has to be a positive number.")
         if directions not in ("filter", "layer"):
             raise UsageError(f"directions is {directions!r}: it has to be 'filter' or 'layer'.")
+        if batchnorm not in get_args(BatchNorm):
+            raise UsageError(f"batchnorm is {batchnorm!r}: it has to be 'kept' or 'estimated'.")
+        if not 0 <= tolerance < 1:
+            raise UsageError(f"tolerance is {tolerance}: it has to be in [0, 1), such as 0.01.")
+        if clip is not None and tolerance == 0:
+            raise UsageError(f"clip is {clip}, which is for a tolerance, and that is 0.")
         self.resolution = resolution
         self.span = span
         self.directions = directions
+        self.tolerance = tolerance
+        self.clip = clip
+        self.batchnorm = batchnorm
         self.result: Plane | None = None
 
     def _analyze(self, problem: Problem) -> Mapping[str, ArrayLike]:
@@ -126,6 +167,17 @@ class LossSurface(Analysis):
                 axes,
                 alphas=np.linspace(-self.span, self.span, rows),
                 betas=np.linspace(-self.span, self.span, columns),
+                batchnorm=self.batchnorm,
+                model=problem.module,
+                tolerance=self.tolerance,
+                clip=self.clip,
+                resume=problem.resume,
+                group=problem.group,
                 progress=progress,
             )
         return {**self.result.to_arrays(), "directions": self.directions}
+
+    def _copies(self) -> Copies:
+        assert self.result is not None
+        finite = self.result.values[np.isfinite(self.result.values)]
+        return Copies({"lowest": finite.min(), "highest": finite.max()} if finite.size else {})

@@ -14,12 +14,8 @@ from itertools import islice
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import GradientAccumulationScheduler, ProgressBar
-from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,10 +23,11 @@ from tqdm import tqdm
 from lightning_opt.errors import UsageError
 from lightning_opt.optimizers import SVRG
 
-from ._module_loss import _count_terms, _loaders, _seeded, _transferred
+from ._batches import count_terms, loaders_of, seeded, transferred
+from ._flavors import SPLITTING, Callback, is_a, overrides
 from ._untouched import untouched
 
-_UNKNOWN = 2**31  # how many batches _loaders says there are where nobody knows
+_UNKNOWN = 2**31  # how many batches loaders_of says there are where nobody knows
 
 
 class SVRGSnapshot(Callback):
@@ -139,7 +136,7 @@ class SVRGSnapshot(Callback):
             self._optimizer = None
 
     def _take(self, trainer: Trainer, module: LightningModule, optimizer: SVRG) -> None:
-        loaders, available = _loaders(trainer, "train")
+        loaders, available = loaders_of(trainer, "train")
         count = available if self.batches is None else min(self.batches, available)
         trainers_bar: Any = trainer.progress_bar_callback
         shown = trainers_bar is not None and getattr(trainers_bar, "is_enabled", True)
@@ -175,7 +172,7 @@ class SVRGSnapshot(Callback):
         Under DDP the batch is that of all ranks. Its gradient is the plain mean of theirs, so each
         loss is scaled by the rank's share of the terms.
         """
-        value = _transferred(trainer, module, value)
+        value = transferred(trainer, module, value)
         terms = self._count(module, value)
         on_device = torch.tensor(terms, device=trainer.strategy.root_device)
         total = float(trainer.strategy.reduce(on_device, reduce_op="sum"))
@@ -193,7 +190,7 @@ class SVRGSnapshot(Callback):
         with warnings.catch_warnings():
             if self._counted:  # one warning is enough
                 warnings.simplefilter("ignore")
-            (terms,) = _count_terms(module, [value])
+            (terms,) = count_terms(module, [value])
         self._counted = True
         return terms
 
@@ -207,20 +204,20 @@ def _svrg(optimizer: Optimizer) -> SVRG | None:
 def _refuse(trainer: Trainer, module: LightningModule) -> None:
     """Refuses whatever would make SVRG silently wrong."""
     kind, strategy = type(module).__name__, type(trainer.strategy).__name__
-    plugin = trainer.precision_plugin
-    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+    plugin: Any = trainer.precision_plugin
+    if is_a(plugin, "MixedPrecision") and plugin.scaler is not None:
         raise UsageError(
             "SVRG evaluates the loss twice a step, and the scaler of precision='16-mixed' has it "
             "evaluated once: take precision='bf16-mixed' or '32-true'."
         )
-    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in _callbacks(trainer))
+    scheduled = any(is_a(c, "GradientAccumulationScheduler") for c in _callbacks(trainer))
     if trainer.accumulate_grad_batches != 1 or scheduled:
         raise UsageError(
             f"SVRG evaluates a batch twice a step, and with accumulated gradients (accumulate_grad_"
             f"batches={trainer.accumulate_grad_batches}) that would be the last batch only: take "
             f"larger batches and accumulate_grad_batches=1."
         )
-    if trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", module):
+    if trainer.gradient_clip_val or overrides(module, "configure_gradient_clipping"):
         by = (
             f"gradient_clip_val={trainer.gradient_clip_val}"
             if trainer.gradient_clip_val
@@ -230,7 +227,7 @@ def _refuse(trainer: Trainer, module: LightningModule) -> None:
             f"{by} would clip each of the two gradients of an SVRG step alone, and their "
             f"difference would no longer be zero on average: remove it, and lower lr instead."
         )
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+    if is_a(trainer.strategy, *SPLITTING):
         raise UsageError(
             f"SVRGSnapshot needs whole parameters on every device, and {strategy} may split them: "
             f"train on one device, or with DDP."
@@ -256,7 +253,7 @@ def _unobserved(trainer: Trainer, module: LightningModule, optimizer: SVRG) -> I
     callbacks = _callbacks(trainer)
     trained = [theta for group in optimizer.param_groups for theta in group["params"]]
     # A bar draws itself from a thread of its own, which looks it up here.
-    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    bars = [callback for callback in callbacks if is_a(callback, "ProgressBar")]
     trainer.callbacks = bars  # type: ignore[attr-defined]
     try:
         with untouched(trainer, module, except_for=trained):
@@ -273,7 +270,7 @@ def _iterated_anew(loaders: CombinedLoader, seed: int) -> Iterator[Iterator[Any]
     """
     originals = loaders.flattened
     loaders.flattened = [_copied(loader) for loader in originals]
-    with _seeded(loaders, seed):  # which has no workers, for a few batches
+    with seeded(loaders, seed):  # which has no workers, for a few batches
         for loader, original in zip(loaders.flattened, originals, strict=True):
             if isinstance(loader, DataLoader):
                 loader.num_workers, loader.timeout = original.num_workers, original.timeout

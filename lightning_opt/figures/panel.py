@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from .curves import Curve, ceiling, draw_curve, dress
+from .eigenvalue_axis import EigenvalueAxis, axis_for
+from .levels import levels
+from .outlines import draw_outlines, outline_level
 from .spectrum import draw_spectrum, largest_eigenvalues
-from .style import WIDTH, Arrays, number, sequence, styled
-from .surface import draw_surface, levels, mark_minimum, plane
+from .style import WIDTH, Arrays, say, sequence, styled
+from .surface import Contours, add_color_bar, draw_surface, label_levels
 
 PER_ROW = 5  # more columns than these would be too narrow to read
 
@@ -42,8 +42,10 @@ class Column:
 def panel(columns: Sequence[Column], *, title: str | None = None) -> Figure:
     """Draws loss curves and the outlined region of low loss; below, contours and densities.
 
-    All contours share one loss scale, and all outlines are drawn at one loss.
+    All contours share one loss scale, all outlines are drawn at one loss, and all densities share
+    one axis of eigenvalues.
 
+    >>> import numpy as np
     >>> axis = np.linspace(-1, 1, 5)
     >>> bowl = {"alphas": axis, "betas": axis, "values": axis[:, None] ** 2 + axis**2}
     >>> figure = panel([Column("0.1", surface=bowl), Column("1", note="diverged")], title="SGD")
@@ -59,78 +61,37 @@ def panel(columns: Sequence[Column], *, title: str | None = None) -> Figure:
         figure.suptitle(title or "")
         parts = figure.subfigures(1 + rows, squeeze=False, height_ratios=heights)[:, 0]
         scale = levels([column.surface for column in columns if column.surface is not None])
-        draw_overview(parts[0], columns, colors, clip=float(scale[-1]))
+        draw_overview(parts[0], columns, colors)
+        axis = axis_for([column.spectrum for column in columns if column.spectrum is not None])
+        drawn: list[Contours] = []
         for row, part in enumerate(parts[1:]):
             here = slice(row * across, (row + 1) * across)
-            draw_columns(part, columns[here], colors[here], scale, across)
+            drawn += draw_columns(part, columns[here], colors[here], scale, axis, across)
+        figure.draw_without_rendering()  # only then is the size of the axes known
+        for contours in drawn:
+            label_levels(contours, count=3)
     return figure
 
 
-def draw_overview(
-    part: SubFigure, columns: Sequence[Column], colors: Sequence[str], clip: float
-) -> None:
+def draw_overview(part: SubFigure, columns: Sequence[Column], colors: Sequence[str]) -> None:
     """Left the loss curves, right the outlines of the region below one loss."""
     left, right = part.subplots(1, 2, width_ratios=[2.1, 1])
-    top = ceiling([column.curve for column in columns if column.curve is not None])
+    curves = [column.curve for column in columns if column.curve is not None]
+    top = ceiling(curves)
     for column, color in zip(columns, colors, strict=True):
         if column.curve is not None:
             draw_curve(left, column.curve, top, color=color, label=column.label)
         else:
             left.plot([], [], color=color, label=f"{column.label} ({column.note})")
-    dress(left, top)
+    if curves:
+        dress(left, top)
+    else:
+        say(left, "no loss curve")
     left.set_title("training loss")
-    draw_outlines(right, columns, colors, clip)
+    surfaces = {column.label: column.surface for column in columns if column.surface is not None}
+    by_label = {column.label: color for column, color in zip(columns, colors, strict=True)}
+    draw_outlines(right, surfaces, by_label, outline_level(list(surfaces.values())))
     part.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-
-
-def draw_outlines(ax: Axes, columns: Sequence[Column], colors: Sequence[str], clip: float) -> None:
-    """For each learning rate the border of the region whose loss is below one level."""
-    ax.set_box_aspect(1)
-    level = outline_level([c.surface for c in columns if c.surface is not None], clip)
-    if level is None:
-        ax.set_title("region of low loss")
-        say(ax, "no data")
-        return
-    above = []
-    for column, color in zip(columns, colors, strict=True):
-        if column.surface is None:
-            continue
-        alphas, betas, values = plane(column.surface)
-        if values.min() < level < values.max():
-            ax.contour(alphas, betas, values.T, levels=[level], colors=color, linewidths=1.6)
-        elif values.min() >= level:
-            above.append(column.label)
-    mark_minimum(ax)
-    ax.locator_params(nbins=4)
-    ax.set_title(f"region where the loss is below {number(level)}")
-    ax.set(xlabel="α" if not above else f"α\nnowhere below: {', '.join(above)}", ylabel="β")
-
-
-def outline_level(surfaces: Sequence[Arrays], clip: float) -> float | None:
-    """A round loss up to ``clip`` whose outline shows as many of the surfaces as possible.
-
-    Among those it is the one below which the typical region is nearest to a quarter of the plane.
-
-    >>> axis = np.linspace(-1, 1, 41)
-    >>> bowl = {"alphas": axis, "betas": axis, "values": axis[:, None] ** 2 + axis**2}
-    >>> outline_level([bowl], clip=1.0)
-    0.2
-    """
-    planes = [plane(surface)[2].compressed() for surface in surfaces]
-    planes = [values for values in planes if values.size]
-    if not planes or clip <= 0:
-        return None
-    decades = np.arange(-6, 1) + int(np.ceil(np.log10(clip)))
-    candidates = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
-    candidates = [level for level in candidates if level <= clip]
-
-    def merit(level: float) -> tuple[int, float]:
-        crossed = [values for values in planes if values.min() < level < values.max()]
-        areas = [float(np.mean(values < level)) for values in crossed]
-        return len(crossed), -abs(float(np.median(areas)) - 0.25) if areas else -1.0
-
-    best = max(candidates, key=merit)
-    return best if merit(best)[0] else None
 
 
 def draw_columns(
@@ -138,12 +99,13 @@ def draw_columns(
     columns: Sequence[Column],
     colors: Sequence[str],
     levels: NDArray[Any],
+    axis: EigenvalueAxis | None,
     across: int,
-) -> None:
-    """Contours above, densities below, one column for each learning rate."""
+) -> list[Contours]:
+    """Contours above, densities below, one column for each learning rate; returns the contours."""
     ratio = (WIDTH - 1.4) / across
     axes = part.subplots(2, across, height_ratios=[ratio, 1.7], squeeze=False)
-    drawn: QuadContourSet | None = None
+    drawn: list[Contours] = []
     for place, (top, bottom) in enumerate(axes.T):
         if place >= len(columns):
             top.set_axis_off()
@@ -155,26 +117,18 @@ def draw_columns(
             top.set_box_aspect(1)
             say(top, column.note)
         else:
-            drawn = draw_surface(top, column.surface, levels) or drawn
+            drawn += filter(None, [draw_surface(top, column.surface, levels)])
         if column.spectrum is None:
             say(bottom, column.note)
         else:
-            draw_spectrum(bottom, column.spectrum, color=color)
+            draw_spectrum(bottom, column.spectrum, axis, color=color)
             bottom.set_xlabel("eigenvalue λ")
             if largest := largest_eigenvalues(column.spectrum, 3 if across < PER_ROW else 2):
                 bottom.set_title(f"top λ: {', '.join(largest)}", fontsize=9)
     for ax, label in ((axes[0, 0], "β"), (axes[1, 0], "density")):
         ax.set_ylabel(label if ax.get_yticks().size else "")
-    if drawn is not None:
-        part.colorbar(
-            drawn, ax=list(axes[0]), label=f"loss (white: above {number(levels[-1])})", aspect=30
-        )
-
-
-def say(ax: Axes, note: str) -> None:
-    """Words in place of a plot."""
-    ax.set(xticks=[], yticks=[])
-    ax.set_facecolor("#f4f4f4")
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.text(0.5, 0.5, note, ha="center", va="center", color="#555555", transform=ax.transAxes)
+    if drawn:
+        # One that reaches above the clip says so for all.
+        shown = max(drawn, key=lambda contours: contours.filled.extend != "neither")
+        add_color_bar(part, shown, "loss", ax=list(axes[0]), aspect=30)
+    return drawn

@@ -10,7 +10,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -43,10 +45,15 @@ SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "svg.hashsalt": "lightning_opt",  # ids in the SVG are the same each time
+    "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's default, Type 3
 }
 
 # Okabe & Ito's colors without the yellow, which is too faint for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+ACCENT = "#D55E00"  # what is marked on top of a plot
+DARK = "#111111"  # a trajectory
+HALO = withStroke(linewidth=3, foreground="white")  # keeps it visible on any color
+INK = "#16324f"  # a contour line
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINESTYLES = ("-", "--", ":")
 
@@ -84,26 +91,51 @@ def sequence(count: int) -> list[str]:
     >>> len(sequence(3)), sequence(3)[0]
     (3, '#0d0887')
     """
-    positions = np.linspace(0.0, 0.82, count) if count > 1 else np.array([0.3])
+    positions = np.linspace(0.0, 0.82, count) if count > 1 else np.full(count, 0.3)
     return [to_hex(color) for color in matplotlib.colormaps["plasma"](positions)]
 
 
 def loss_colormap() -> Colormap:
-    """Dark at low loss, pale at high loss, white above the clip."""
+    """Dark at low loss, pale at high loss, white beyond the clip."""
     shades = matplotlib.colormaps["YlGnBu_r"](np.linspace(0.02, 0.97, 256))
-    return LinearSegmentedColormap.from_list("loss", list(shades)).with_extremes(over="white")
+    return LinearSegmentedColormap.from_list("loss", list(shades)).with_extremes(
+        under="white", over="white"
+    )
 
 
-def number(value: float) -> str:
-    """A number in three digits, or whole, without the padding of an exponent.
+def number(value: float, digits: int = 3) -> str:
+    """A number in so many digits, or whole, without the padding of an exponent.
 
     >>> number(0.00001), number(0.001), number(1234.5), number(1.5e6)
     ('1e-5', '0.001', '1234', '1.5e6')
     """
-    if 1000 <= abs(value) < 100_000:
+    if digits == 3 and 1000 <= abs(value) < 100_000:
         return f"{value:.0f}"
-    text = f"{value:.3g}"
+    text = f"{value:.{digits}g}"
     if "e" not in text:
         return text
     mantissa, exponent = text.split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def numbers(values: Iterable[float]) -> list[str]:
+    """Numbers in as many digits as tell them apart, from three on.
+
+    >>> numbers([2.3, 2.3001, 2.3002]), numbers([0.1, 0.25])
+    (['2.3', '2.3001', '2.3002'], ['0.1', '0.25'])
+    """
+    listed = [float(value) for value in values]
+    for digits in range(3, 17):
+        texts = [number(value, digits) for value in listed]
+        if len(set(texts)) == len(set(listed)):
+            break
+    return texts
+
+
+def say(ax: Axes, note: str) -> None:
+    """Words in place of a plot."""
+    ax.set(xticks=[], yticks=[])
+    ax.set_facecolor("#f4f4f4")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.text(0.5, 0.5, note, ha="center", va="center", color="#555555", transform=ax.transAxes)

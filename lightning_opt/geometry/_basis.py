@@ -80,7 +80,8 @@ class Basis:
     def coefficients(self, probe: int, row: Tensor, count: int) -> NDArray[np.float64]:
         """The inner products of a vector, given its slice, with a probe's first vectors."""
         Q = self._vectors[probe, :count]
-        products: NDArray[np.float64] = self._shards.sum((Q @ row.to(Q.device)).cpu().double()).numpy()
+        partial = (Q @ row.to(Q.device)).cpu().double()
+        products: NDArray[np.float64] = self._shards.sum(partial).numpy()
         return products
 
     def combine(self, probe: int, coefficients: NDArray[np.float64]) -> Tensor:

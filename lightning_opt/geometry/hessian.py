@@ -75,10 +75,7 @@ class _Forward(BatchCurvature):
                 return [None] * len(self._params)
             check_graph(mean)
             gradients = torch.autograd.grad(mean, self._params, allow_unused=True)
-            return [
-                None if gradient is None else dual_parts(gradient)[1]
-                for gradient in gradients
-            ]
+            return [None if gradient is None else dual_parts(gradient)[1] for gradient in gradients]
 
 
 def check_graph(mean: Tensor) -> None:

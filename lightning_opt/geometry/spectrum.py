@@ -8,7 +8,7 @@ quadrature for the spectral density,
 .. math:: \phi(t) \approx \mathrm{mean}_{v_1} \sum_k \tau_k \, \delta(t - \theta_k).
 
 The same run gives the extreme eigenvalues, each with its residual :math:`\beta_m |S_{mk}|`, and
-Hutchinson's estimate of the trace, :math:`n` times the mean of :math:`\alpha_1 = v_1^T H v_1`. A few
+Hutchinson's estimate of the trace, :math:`n` times the mean of :math:`\alpha_1 = v_1^T H v_1`. Some
 more products with random vectors give the trace an error bar, and the run takes most of their noise
 away (see :mod:`._trace`).
 """

@@ -20,10 +20,14 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Trainer]:
-    """``fit(module, *callbacks, datamodule=None, **trainer_options)`` on the CPU, without noise."""
+    """``fit(module, *callbacks, datamodule=, ckpt_path=, **trainer_options)`` without noise."""
 
     def run(
-        module: LightningModule, *callbacks: Any, datamodule: Any = None, **options: Any
+        module: LightningModule,
+        *callbacks: Any,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        **options: Any,
     ) -> Trainer:
         quiet: dict[str, Any] = {
             "accelerator": "cpu",
@@ -36,7 +40,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             "default_root_dir": tmp_path,
         }
         trainer = Trainer(**{**quiet, **options}, callbacks=list(callbacks))
-        trainer.fit(module, datamodule=datamodule)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
         return trainer
 
     return run

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from classifier import read
 from lightning_opt.callbacks import LossSurface
 from lightning_opt.errors import UsageError
 from lightning_opt.geometry import directions
@@ -66,9 +67,10 @@ def test_values_are_those_of_the_quadratic_in_the_right_places(fit, normalize):
 
 def test_the_file_holds_what_the_docstring_says(fit, tmp_path):
     fit(LeastSquares(), LossSurface(resolution=(3, 4)), precision="64-true")
-    arrays = dict(np.load(tmp_path / "surface.npz", allow_pickle=False))
+    arrays = read(tmp_path / "surface.npz")
     assert set(arrays) == {
-        "alphas", "betas", "values", "directions", "loss", "terms", "parameters", "epoch", "step",
+        "alphas", "betas", "values", "evaluated", "tolerance", "clip", "batchnorm", "directions",
+        "loss", "terms", "parameters", "epoch", "step",
         "split", "mode", "seed",
     }  # fmt: skip
     assert all(f"``{key}``" in LossSurface.__doc__ for key in arrays)

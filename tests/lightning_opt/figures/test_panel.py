@@ -7,7 +7,6 @@ import pytest
 from matplotlib.contour import QuadContourSet
 
 from lightning_opt.figures import Column, Curve, panel
-from lightning_opt.figures.panel import outline_level
 
 AXIS = np.linspace(-1, 1, 21)
 
@@ -58,27 +57,26 @@ def test_a_panel_without_any_surface_is_drawn():
     panel([Column("lr 1", note="diverged")]).draw_without_rendering()
 
 
-def test_outlines_are_of_one_level_and_as_wide_as_the_bowls():
-    figure = panel([column("lr 0.1", 1.0), column("lr 1", 4.0)])
-    overlay = figure.axes[1]
-    outlines = [c for c in overlay.collections if isinstance(c, QuadContourSet)]
-    (level,) = {float(outline.levels[0]) for outline in outlines}
-    radii = [outline.get_paths()[0].vertices[:, 0].max() for outline in outlines]
-    assert radii == pytest.approx([np.sqrt(level), np.sqrt(level / 4)], abs=0.02)
-    assert f"below {level:g}" in overlay.get_title()
-
-
-def test_a_surface_above_the_level_is_named():
+def test_the_outlines_are_those_of_the_surfaces():
     high = Column("lr 0.001", surface=bowl(1.0, bottom=2.0))
-    figure = panel([column("lr 0.1", 1.0), column("lr 1", 2.0), high])
-    assert "nowhere below: lr 0.001" in figure.axes[1].get_xlabel()
+    overlay = panel([column("lr 0.1", 1.0), column("lr 1", 4.0), high]).axes[1]
+    outlines = [c for c in overlay.collections if isinstance(c, QuadContourSet)]
+    assert len(outlines) == 2 and len({float(outline.levels[0]) for outline in outlines}) == 1
+    assert "nowhere below: lr 0.001" in overlay.get_xlabel()
 
 
-def test_the_outlined_level_shows_as_many_surfaces_as_can_be():
-    surfaces = [bowl(1.0, 0.1), bowl(1.0, 0.3), bowl(1.0, 0.6)]
-    level = outline_level(surfaces, clip=2.0)
-    assert level is not None and 0.6 < level < 2
-    assert outline_level(surfaces, clip=0.01) is None
+def test_densities_share_one_axis_of_eigenvalues():
+    figure = panel([column("lr 0.1", 1.0), column("lr 1", 7.0)])
+    below = [ax for ax in figure.axes if ax.get_xlabel() == "eigenvalue λ"]
+    assert len(below) == 2
+    assert below[0].get_xlim() == below[1].get_xlim()
+    assert below[0].get_xlim()[1] > 7
+
+
+def test_contours_carry_their_levels():
+    figure = panel([column("lr 0.1", 1.0), column("lr 1", 7.0)])
+    tops = [ax for ax in figure.axes if ax.get_title().startswith("lr")]
+    assert all(1 <= len(ax.texts) <= 3 for ax in tops)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 11])

@@ -44,8 +44,8 @@ class ShortLived(Reflected):
 RUNS: dict[str, Callable[..., Spectrum]] = {
     "full": lambda **options: spectrum(Reflected(EIGENVALUES), steps=STEPS, **options),
     "none": lambda **options: spectrum(
-        Reflected(EIGENVALUES * 1e-30, torch.float32), steps=STEPS, probes=2, reorthogonalize="none",
-        **options,
+        Reflected(EIGENVALUES * 1e-30, torch.float32), steps=STEPS, probes=2,
+        reorthogonalize="none", **options,
     ),
     "one drops out": lambda **options: spectrum(
         ShortLived(), steps=STEPS, probes=3, **options
@@ -209,11 +209,12 @@ def test_the_basis_is_appended_and_the_state_stays_small(
 ) -> None:
     written: list[int] = []
     append = _run_file.RunFile._append
-    monkeypatch.setattr(
-        _run_file.RunFile,
-        "_append",
-        lambda self, i, rows: [written.append(i), append(self, i, rows)],
-    )
+
+    def note(self: _run_file.RunFile, index: int, rows: Tensor) -> None:
+        written.append(index)
+        append(self, index, rows)
+
+    monkeypatch.setattr(_run_file.RunFile, "_append", note)
     (tmp_path / "run.npz.basis").write_bytes(b"of another run" * 9999)
     state, basis = interrupted(tmp_path / "run.npz", 12)
     assert written == list(range(12))

@@ -275,7 +275,7 @@ class Valley:
 
     def run(self, kind, **options):
         if kind == "adaptive":
-            return self.plane(tolerance=3e-4, **options)
+            return self.plane(tolerance=1e-3, **options)
         return getattr(self, kind)(**options)
 
 
