@@ -8,6 +8,7 @@
     surface   a point of a plane beside a forward pass, and loss-landscapes
     adaptive  evaluations and errors of adaptive planes
     callback  what HessianSpectrum and LossSurface add to the numerics
+    enough    errors by steps, samples and images, beside an exact spectrum
 
 Without a PART all run, for an hour or more. The network is ResNet18 for 32 × 32 images, 100
 classes, 11.2M parameters, in float32, on batches of 32 images. The peers are installed into an
@@ -29,7 +30,9 @@ import torch
 
 from _environment import default_environment, enter_environment, versions
 from _geometry import peers
+from _geometry.adaptive import adaptive
 from _geometry.callback import callback
+from _geometry.enough import enough
 from _geometry.roberta import roberta
 from _geometry.spectrum import spectrum
 from _geometry.step import step
@@ -43,7 +46,9 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "spectrum": spectrum,
     "roberta": roberta,
     "surface": surface,
+    "adaptive": adaptive,
     "callback": callback,
+    "enough": enough,
 }
 
 
@@ -55,6 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="alternating repeats (5)")
     parser.add_argument("--steps", type=int, default=10, help="Lanczos steps a run (10)")
     parser.add_argument("--batches", type=int, default=32, help="where there are many (32)")
+    parser.add_argument("--seeds", type=int, default=3, help="of the small networks (3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(all cores)")
     parser.add_argument("--env", type=Path, default=default_environment(), help="of the peers")
     options = parser.parse_args()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pytorch_lightning import Trainer
 
 from lightning_opt.errors import UsageError
 from lightning_opt.geometry import Plane, plane
@@ -85,6 +87,8 @@ class LossSurface(Analysis):
         metrics: names that the step logs through ``self.log``, as numbers, tensors or torchmetrics.
             Each is the mean of its values for single batches, weighted as the loss is: exact for
             means such as an accuracy, an approximation for others.
+        interactive: write ``{name}.html``, too: the surface in three dimensions, to turn and to
+            read values from, a page of 5 MB that needs no network.
         resume: a file in which the analysis at the end is kept while it lasts. One that was killed
             goes on from it, if the weights are the same.
         name: of the files.
@@ -121,6 +125,7 @@ class LossSurface(Analysis):
         clip: float | None = None,
         batchnorm: BatchNorm = "kept",
         metrics: Sequence[str] = (),
+        interactive: bool = False,
         resume: str | None = None,
         name: str = "surface",
         seed: int = 0,
@@ -154,6 +159,7 @@ class LossSurface(Analysis):
         self.tolerance = tolerance
         self.clip = clip
         self.batchnorm = batchnorm
+        self.interactive = interactive
         self.result: Plane | None = None
 
     def _analyze(self, problem: Problem) -> Mapping[str, ArrayLike]:
@@ -176,6 +182,17 @@ class LossSurface(Analysis):
                 progress=progress,
             )
         return {**self.result.to_arrays(), "directions": self.directions}
+
+    def _save(
+        self, trainer: Trainer, directory: Path, name: str, values: Mapping[str, Any]
+    ) -> list[Path]:
+        paths = super()._save(trainer, directory, name, values)
+        if self.interactive:
+            import lightning_opt.figures as figures  # here, because plotly takes long to import
+
+            page = figures.surface_3d({key: np.asarray(value) for key, value in values.items()})
+            paths.append(figures.save(page, directory / f"{name}.html"))
+        return paths
 
     def _copies(self) -> Copies:
         assert self.result is not None

@@ -76,6 +76,14 @@ def test_the_file_holds_what_the_docstring_says(fit, tmp_path):
     assert all(f"``{key}``" in LossSurface.__doc__ for key in arrays)
     assert str(arrays["directions"]) == "filter"
     assert (tmp_path / "surface.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "surface.html").exists()
+
+
+def test_an_interactive_page_is_written_where_it_is_asked_for(fit, tmp_path):
+    fit(LeastSquares(), LossSurface(resolution=(3, 4), interactive=True), precision="64-true")
+    page = (tmp_path / "surface.html").read_text(encoding="utf-8")
+    assert "plotly" in page.lower()
+    assert '<script src="http' not in page
 
 
 @pytest.mark.parametrize(
