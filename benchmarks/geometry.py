@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/geometry.py [PART ...]      # `make demo` has made .venv
 
-    step      a Lanczos step: one batch whose graph is kept, many within a limit of memory
+    step      a Lanczos step, on one batch, whose graph is kept
+    many      the same on 32 batches, whose graphs are kept as far as they fit into 3 GiB
     spectrum  density, top 5 and trace with error bars, at the accuracy of the peers' three runs
     roberta   100 steps on RoBERTa with 82M parameters: time and memory
     surface   a point of a plane beside a forward pass, and loss-landscapes
@@ -35,7 +36,7 @@ from _geometry.callback import callback
 from _geometry.enough import enough
 from _geometry.roberta import roberta
 from _geometry.spectrum import spectrum
-from _geometry.step import step
+from _geometry.step import many, step
 from _geometry.surface import surface
 from _tables import say
 
@@ -43,6 +44,7 @@ PEERS = ("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch", "loss-lan
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "step": step,
+    "many": many,
     "spectrum": spectrum,
     "roberta": roberta,
     "surface": surface,

@@ -46,7 +46,7 @@ class HessianSpectrum(Analysis):
                              descending; empty without re-orthogonalization
     ``residuals``            a bound on the error of each eigenvalue
     ``trace``                estimate of the trace
-    ``trace_stderr``         its standard error; NaN with one probe
+    ``trace_stderr``         its standard error over the samples, or else the probes; NaN with one
     ``dimension``            the size of the Hessian, as ``parameters``
     ``reorthogonalized``     whether the Lanczos vectors were kept orthogonal
     ``loss``                 the loss at the weights
@@ -70,9 +70,9 @@ class HessianSpectrum(Analysis):
     ======================== ======================================================================
 
     Where the loss or the Hessian is not finite there is no spectrum: a warning is given, ``result``
-    is None, no file is written and ``fit`` goes on. Under ``fast_dev_run`` two Lanczos steps are
-    taken on the one batch, and nothing is written. Under DDP every rank takes ``batches`` of its
-    own shard, and the Hessian is that of the mean over all of them.
+    is None, no file is written and ``fit`` goes on. Under ``fast_dev_run`` two Lanczos steps and
+    one sample are taken on the one batch, and nothing is written. Under DDP every rank takes
+    ``batches`` of its own shard, and the Hessian is that of the mean over all of them.
 
     Args:
         loss: ``loss(module, batch)`` or the name of a method that takes the batch, if
@@ -87,7 +87,9 @@ class HessianSpectrum(Analysis):
         every_n_epochs: analyze also at the end of every n-th training epoch, into
             ``{name}-epoch=N.npz``, N counted from 0 as Lightning does.
         steps: Lanczos steps, each two to three gradients over the batches.
-        probes: random start vectors; two or more give the trace a standard error.
+        probes: random start vectors; with more of them the density is less noisy.
+        samples: random vectors for the trace alone, one product with the Hessian each; two or more
+            give it a standard error. With 0 it comes from the probes.
         top: how many of the largest eigenvalues to list.
         bottom: how many of the smallest eigenvalues to list.
         reorthogonalize: ``"auto"``, ``"full"`` or ``"none"``, see ``geometry.spectrum``.
@@ -125,6 +127,7 @@ class HessianSpectrum(Analysis):
         every_n_epochs: int | None = None,
         steps: int = 100,
         probes: int = 1,
+        samples: int = 5,
         top: int = 5,
         bottom: int = 5,
         reorthogonalize: Reorthogonalize = "auto",
@@ -144,9 +147,10 @@ class HessianSpectrum(Analysis):
             seed=seed,
             resume=resume,
         )
-        check_arguments(steps, probes, top, bottom, reorthogonalize, None)
+        check_arguments(steps, probes, top, bottom, reorthogonalize, samples=samples)
         self.steps = steps
         self.probes = probes
+        self.samples = samples
         self.top = top
         self.bottom = bottom
         self.reorthogonalize = reorthogonalize
@@ -176,6 +180,7 @@ class HessianSpectrum(Analysis):
 
     def _analyze(self, problem: Problem) -> Mapping[str, ArrayLike] | None:
         steps = min(self.steps, 2) if problem.quick else self.steps
+        samples = min(self.samples, 1) if problem.quick else self.samples
         self.result = None
         try:
             if not math.isfinite(problem.value):
@@ -188,11 +193,13 @@ class HessianSpectrum(Analysis):
                 memory=self.memory,
                 group=problem.group,
             )
-            with problem.progress(self.probes * min(steps, operator.shape[0])) as progress:
+            total = samples + self.probes * min(steps, operator.shape[0])
+            with problem.progress(total) as progress:
                 self.result = spectrum(
                     operator,
                     steps=steps,
                     probes=self.probes,
+                    samples=samples,
                     top=self.top,
                     bottom=self.bottom,
                     reorthogonalize=self.reorthogonalize,

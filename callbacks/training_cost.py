@@ -143,7 +143,7 @@ class TrainingCost(Named):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._backward is not None:
-            del trainer.strategy.backward
+            vars(trainer.strategy).pop("backward", None)  # another one may have been first
             self._backward = None
 
     def _count(self, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

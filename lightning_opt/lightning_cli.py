@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined]
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import (
     ArgsType,
@@ -230,9 +231,9 @@ class OptLightningCLI(LightningCLI):
 
 def run(argv: Sequence[str]) -> int:
     """Runs ``fit``, ``validate``, ``test`` or ``predict`` and returns the exit code."""
-    # Lightning logs advertisements for other products as tips.
-    lightning_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    lightning_log.addFilter(_is_no_advertisement)
+    # Lightning logs advertisements for other products as tips. Where both of its flavors are
+    # installed, all that either one logs goes where the one imported last has it.
+    rank_zero_module.log.addFilter(_is_no_advertisement)
     try:
         OptLightningCLI(list(argv))
     except MisconfigurationException as error:  # what Lightning finds wrong only once it runs

@@ -58,7 +58,7 @@ ALLOWED = {
 }
 # What runs inside a worker process needs torch; nothing else of the study does.
 IN_THE_WORKER = {"worker.py", "logger.py", "meters.py"}
-WORKER = {"torch", "pytorch_lightning", "lightning_opt.lightning_cli"}
+WORKER = {"torch", "pytorch_lightning", "lightning_opt.callbacks", "lightning_opt.lightning_cli"}
 
 
 def imported(path: Path) -> set[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from lightning_opt.callbacks import TrainingCost
 
 
 class Diverged(Exception):
@@ -37,70 +37,39 @@ class StopOnDivergence(Callback):
             raise Diverged(f"The training loss is {loss.item()} at step {trainer.global_step}.")
 
 
-class CostMeter(Callback):
-    """Measures what training costs, with evaluation apart and through interruptions.
+class RunCost(TrainingCost):
+    """What training costs, with the time before its first step and after its last one.
+
+    The numbers are for the run's record alone: a file would repeat them, and ``metrics.csv`` holds
+    what is the same whenever the run is repeated.
 
     Args:
-        scheduled: ``time.time()`` when the run was given a process, to tell how long it took from
-            there to the first step.
+        scheduled: ``time.time()`` when the run was given a process.
     """
 
     def __init__(self, scheduled: float) -> None:
+        # Another name than that of a TrainingCost of the study's file.
+        super().__init__(name="run-cost")
         self._scheduled = scheduled
-        self._step_seconds: list[float] = []
-        self._startup_seconds: float | None = None
-        self._step_start = 0.0
-        self._optimizer_bytes = 0
+        self._around: dict[str, float] = {}
         self._train_end: float | None = None
-        self._analysis_seconds: float | None = None
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._step_start = time.perf_counter()
-        if self._startup_seconds is None:
-            self._startup_seconds = time.time() - self._scheduled
+        if not self._around:
+            self._around["startup_seconds"] = time.time() - self._scheduled
+        super().on_train_batch_start(*args, **kwargs)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._step_seconds.append(time.perf_counter() - self._step_start)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_end = time.perf_counter()
-        self._optimizer_bytes = sum(
-            tensor.nbytes
-            for optimizer in trainer.optimizers
-            for tensor in _tensors(optimizer.state_dict())
-        )
 
     def finish(self) -> None:
         """To be called after ``fit``: what came after training was analysis."""
         if self._train_end is not None:
-            self._analysis_seconds = time.perf_counter() - self._train_end
+            self._around["analysis_seconds"] = time.perf_counter() - self._train_end
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step_seconds": torch.tensor(self._step_seconds, dtype=torch.float64)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._step_seconds = state_dict["step_seconds"].tolist()
-
-    def cost(self, module: LightningModule) -> dict[str, float]:
-        """Seconds, steps and bytes of the run so far.
-
-        A step's seconds are forward, backward and update, the first ones of a process included in
-        the sum; ``seconds_per_step`` is the median, which they do not touch.
-        """
-        cost = {
-            "train_seconds": sum(self._step_seconds),
-            "steps": len(self._step_seconds),
-            "optimizer_bytes": self._optimizer_bytes,
-            "peak_memory_bytes": _peak_memory_bytes(module),
-            "parameters": sum(p.numel() for p in module.parameters()),
-        }
-        if self._step_seconds:
-            cost["seconds_per_step"] = median(self._step_seconds)
-        if self._startup_seconds is not None:
-            cost["startup_seconds"] = self._startup_seconds
-        if self._analysis_seconds is not None:
-            cost["analysis_seconds"] = self._analysis_seconds
-        return cost
+    def scalars(self) -> dict[str, float]:
+        """Seconds, steps and bytes of the run so far, by name."""
+        return {**(self.result.scalars() if self.result else {}), **self._around}
 
 
 class ResumePoint(ModelCheckpoint):
@@ -174,25 +143,3 @@ class RandomState(Callback):
         np.random.set_state(numpy)
         version, internal, gauss_next = state["python"]
         random.setstate((version, tuple(internal), gauss_next))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _peak_memory_bytes(module: LightningModule) -> int:
-    if module.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(module.device)
-    if sys.platform == "win32":
-        return 0  # the standard library cannot tell
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes elsewhere

@@ -27,7 +27,7 @@ from lightning_opt.lightning_cli import OptLightningCLI
 
 from .grid import Cell
 from .logger import RunLogger
-from .meters import CostMeter, Diverged, RandomState, ResumePoint, StopOnDivergence
+from .meters import Diverged, RandomState, ResumePoint, RunCost, StopOnDivergence
 from .records import FINAL, LOG, RESUME, USAGE, Outcome, Status, iso_time, write_record
 
 
@@ -65,7 +65,7 @@ def check_in_process(cells: Sequence[Cell], answer: Connection) -> None:
     _redirect_output(Path(os.devnull))
     for cell in cells:
         try:
-            _build(cell, Path(os.devnull), RunLogger(Path(os.devnull)))
+            _build(cell, Path(os.devnull), RunLogger(Path(os.devnull)), RunCost(time.time()))
         except Exception as error:  # a class of the user's may raise anything
             short = isinstance(error, UsageError)
             reason = str(error) if short else "".join(traceback.format_exception_only(error))
@@ -86,10 +86,8 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
     """
     scheduled = time.time() if scheduled is None else scheduled
     logger, resume = _resume(directory, cell)
-    cost = CostMeter(scheduled)
-    cli = _build(cell, directory, logger)
-    # First, since what analyzes the minimum at the end of fit is a cost apart.
-    cli.trainer.callbacks.insert(0, cost)  # type: ignore[attr-defined]
+    cost = RunCost(scheduled)
+    cli = _build(cell, directory, logger, cost)
     write_text(directory / "config.yaml", cli.resolved_config())
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume)
@@ -106,7 +104,7 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
         "threads": torch.get_num_threads(),
         "accelerator": _accelerator(cli.trainer.strategy.root_device),
     }
-    outcome = Outcome(status, metrics, cost.cost(cli.model), device=device)
+    outcome = Outcome(status, metrics, cost.scalars(), device=device)
     write_record(
         directory,
         cell,
@@ -118,7 +116,7 @@ def run_cell(cell: Cell, directory: Path, attempt: int = 1, scheduled: float | N
     (directory / RESUME).unlink(missing_ok=True)
 
 
-def _build(cell: Cell, directory: Path, logger: RunLogger) -> OptLightningCLI:
+def _build(cell: Cell, directory: Path, logger: RunLogger, cost: RunCost) -> OptLightningCLI:
     """The cell's model, data and trainer, with what every run of a study has beside them."""
     resume_point = ResumePoint(directory / RESUME, logger.write)
     return OptLightningCLI(
@@ -130,7 +128,7 @@ def _build(cell: Cell, directory: Path, logger: RunLogger) -> OptLightningCLI:
             "enable_checkpointing": True,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [StopOnDivergence(), RandomState(cell.hash), resume_point],
+            "callbacks": [cost, StopOnDivergence(), RandomState(cell.hash), resume_point],
         },
     )
 

@@ -67,9 +67,8 @@ def test_it_agrees_with_the_full_hessian_of_the_modules_loss(fit, freeze, tmp_pa
     np.testing.assert_allclose(result.eigenvalues[5:], exact[:5][::-1], rtol=1e-6)
     nodes = result.nodes[np.isfinite(result.nodes)]
     assert np.abs(nodes[:, None] - exact).min(axis=1).max() < 1e-7 * exact[-1]
-    # A Rademacher probe of n entries errs by the off-diagonal part alone.
-    error = np.sqrt(2 * (np.square(matrix).sum() - np.square(matrix.diagonal()).sum()))
-    assert abs(result.trace - exact.sum()) < 4 * error
+    # The run knows nearly all of the spectrum, which leaves the samples no noise.
+    np.testing.assert_allclose(result.trace, exact.sum(), rtol=1e-6)
     assert abs(float(read(tmp_path / "spectrum.npz")["trace"]) - result.trace) == 0
 
 
@@ -97,7 +96,50 @@ def test_the_file_holds_what_the_docstring_says(fit, tmp_path: Path):
     assert np.isfinite(arrays["trace_stderr"])
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"probes": 0}, {"reorthogonalize": "some"}])
+class Counted(HessianSpectrum):
+    """Keeps how much work was announced, and done."""
+
+    announced = done = 0
+
+    def _analyze(self, problem: Any) -> Any:
+        @contextmanager
+        def progress(total: int) -> Any:
+            self.announced = total
+            yield self.tick
+
+        return super()._analyze(replace(problem, progress=progress))
+
+    def tick(self) -> None:
+        self.done += 1
+
+
+def test_samples_give_the_trace_an_error_bar_and_change_nothing_else(fit):
+    five, none = Counted(steps=40, name="five"), Counted(steps=40, samples=0, name="none")
+    module = Convolutional()
+    fit(module, five, none, precision="64-true")
+    assert (five.announced, five.done) == (40 + 5, 40 + 5)
+    assert (none.announced, none.done) == (40, 40)
+    np.testing.assert_array_equal(five.result.nodes, none.result.nodes)
+    assert np.isnan(none.result.trace_stderr)
+    x, y = module.data()
+    module.eval()
+    exact = full_hessian(module.network, lambda net: F.cross_entropy(net(x), y)).trace().item()
+    assert 0 < five.result.trace_stderr < 0.1 * exact
+    assert abs(five.result.trace - exact) < 4 * five.result.trace_stderr
+
+
+@pytest.mark.parametrize(("samples", "work"), [(5, 3), (0, 2)])
+def test_a_trial_takes_two_steps_and_one_sample(fit, samples, work):
+    analysis = Counted(samples=samples)
+    fit(Plain(), analysis, fast_dev_run=True)
+    assert analysis.announced == analysis.done == work
+
+
+BAD: list[dict[str, Any]] = [{"steps": 0}, {"probes": 0}, {"samples": -1}]
+BAD += [{"reorthogonalize": "some"}]
+
+
+@pytest.mark.parametrize("options", BAD)
 def test_bad_options_are_named_at_construction(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         HessianSpectrum(**options)
@@ -181,7 +223,7 @@ def test_an_analysis_that_was_killed_goes_on(fit, tmp_path, monkeypatch):
 
     class Killed(HessianSpectrum):
         def _analyze(self, problem: Any) -> Any:
-            calls = iter(range(4))
+            calls = iter(range(5 + 4))  # behind the samples
             original = problem.progress
 
             @contextmanager
@@ -200,3 +242,4 @@ def test_an_analysis_that_was_killed_goes_on(fit, tmp_path, monkeypatch):
     fit(Scheduled(), again, whole)
     assert not path.exists()
     np.testing.assert_array_equal(again.result.nodes, whole.result.nodes)
+    assert again.result.trace == whole.result.trace

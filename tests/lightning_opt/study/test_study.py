@@ -64,6 +64,7 @@ def test_a_study_leaves_complete_run_directories_and_a_report(tmp_path: Path):
         assert record["status"] == "finished"
         assert record["metrics"]["test_accuracy"] > 0.3
         assert record["cost"]["steps"] == 2 * 17
+        assert record["cost"]["parameters"] == 6_090
         assert record["cost"]["optimizer_bytes"] > 6_090 * 2 * 4, "two moments of each parameter"
         assert [p.name for p in (out / "cells" / name / "checkpoints").iterdir()] == ["final.ckpt"]
         kept = {path.name for path in (out / "cells" / name).iterdir()}
@@ -93,7 +94,8 @@ def test_divergence_is_a_result(tmp_path: Path):
     status = {r["cell"]["point"]["lr"]: r["status"] for r in records(out).values()}
     assert status == {0.01: "finished", 1.0e8: "diverged"}
     diverged = next(r for r in records(out).values() if r["status"] == "diverged")
-    assert diverged["cost"]["steps"] < 34, "stopped at once"
+    assert 0 < diverged["cost"]["steps"] < 34, "stopped at once"
+    assert diverged["cost"]["startup_seconds"] > 0 and diverged["cost"]["parameters"] == 6_090
     assert diverged["attempts"] == 1
 
 
