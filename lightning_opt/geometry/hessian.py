@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed
 from torch import Tensor
 
+from ._convolution import FastSecondDerivatives
 from ._loss import Loss, evaluate
 from ._modes import dual_parts, tangents
 from .operator import BatchCurvature, Columns, CurvatureOperator, Method, differentiable_params
@@ -27,7 +28,8 @@ class _Reverse(BatchCurvature):
 
     def __init__(self, loss: Loss, params: Sequence[Tensor], batch: Any) -> None:
         self._params = params
-        mean, self.terms = evaluate(loss, batch)
+        with FastSecondDerivatives():
+            mean, self.terms = evaluate(loss, batch)
         self.value = mean.detach()
         self._gradients: Sequence[Tensor | None] = [None] * len(params)
         if self.terms > 0:
@@ -109,7 +111,7 @@ def hessian(
         params: the tensors to differentiate with respect to, each requiring a gradient.
         batches: what ``loss`` is called with; kept in memory.
         method: how a product is computed (costs in gradients, measured on ResNet18):
-            ``"kept"`` builds the graphs of all gradients once and keeps them (2.1 to 2.3);
+            ``"kept"`` builds the graphs of all gradients once and keeps them (2.1);
             ``"reverse"`` builds them anew for every product (3.1), which needs little memory;
             ``"forward"`` differentiates the gradient in forward mode (3.5), which needs no second
             derivatives by reverse mode; ``"auto"`` keeps as many graphs as fit into ``memory``
