@@ -42,7 +42,7 @@ class FastSecondDerivatives(TorchFunctionMode):
         if axes is not None:
             arguments = _arguments(axes, *args, **kwargs)
             if arguments is not None:
-                return _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
+                return _Convolution.apply(*arguments)
         return func(*args, **kwargs)
 
 
@@ -83,7 +83,7 @@ class _Convolution(torch.autograd.Function):
         (y_bar,) = cotangents
         x, W = ctx.saved_tensors
         wanted = (*ctx.needs_input_grad[:2], ctx.biased and ctx.needs_input_grad[2])
-        first = _FirstBackward.apply(y_bar, x, W, ctx.geometry, wanted)  # type: ignore[no-untyped-call]
+        first = _FirstBackward.apply(y_bar, x, W, ctx.geometry, wanted)
         return (*first, None)
 
 
