@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 # Stride, padding, dilation, transposed, output padding, groups: as torch.convolution takes them.
@@ -59,8 +58,6 @@ def _arguments(
     """For :class:`_Convolution`; None for what it leaves to torch."""
     batched = isinstance(input, Tensor) and input.ndim == axes + 2
     if not batched or isinstance(padding, str) or input.dtype != weight.dtype:
-        return None
-    if forward_ad._current_level >= 0 or not torch.is_grad_enabled():
         return None
     one = [_list(value, axes) for value in (stride, padding, dilation)]
     return input, weight, bias, (one[0], one[1], one[2], False, [0] * axes, groups)
