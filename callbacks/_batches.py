@@ -24,6 +24,7 @@ from ._ranks import Group, gathered, group_of
 from ._untouched import seed_all
 
 Split = Literal["train", "val"]
+UNKNOWN = 2**31  # how many batches there are where nobody knows
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def take_batches(
 ) -> list[Batch]:
     """The first ``count`` batches of an epoch, as Lightning hands them to ``training_step``.
 
+    For ``"train"`` they are those of the data module's ``analysis_dataloader()`` where it has one:
+    training examples that are not augmented. In a distributed run every process asks for its own.
     A shuffling data loader is seeded, so that every run with the same data and ``seed`` gets the
     same batches, whatever its own seed and epoch. Loading happens in this process: the workers of
     the data loader, and their random state, are left alone. Batches whose mean has no terms are
@@ -57,6 +60,9 @@ def take_batches(
     """
     group = group_of(trainer)
     loaders, available = loaders_of(trainer, split)
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if split == "train" and hasattr(datamodule, "analysis_dataloader"):
+        loaders = CombinedLoader(datamodule.analysis_dataloader(), "max_size_cycle")
     with seeded(loaders, seed):
         fetched = [batch for batch, _, _ in islice(iter(loaders), min(count, available))]
     values = [transferred(trainer, module, value) for value in fetched if value is not None]
@@ -113,7 +119,7 @@ def loaders_of(trainer: Trainer, split: Split) -> tuple[CombinedLoader, int]:
     loaders = CombinedLoader(combined.iterables, combined._mode)
     loaders.limits = combined.limits
     total = sum(counts)
-    return loaders, int(total) if total != float("inf") else 2**31
+    return loaders, int(total) if total != float("inf") else UNKNOWN
 
 
 def has_training_data(trainer: Trainer) -> bool:

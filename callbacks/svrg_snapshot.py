@@ -23,11 +23,9 @@ from tqdm import tqdm
 from lightning_opt.errors import UsageError
 from lightning_opt.optimizers import SVRG
 
-from ._batches import count_terms, loaders_of, seeded, transferred
+from ._batches import UNKNOWN, count_terms, loaders_of, seeded, transferred
 from ._flavors import SPLITTING, Callback, is_a, overrides
 from ._untouched import untouched
-
-_UNKNOWN = 2**31  # how many batches loaders_of says there are where nobody knows
 
 
 class SVRGSnapshot(Callback):
@@ -148,7 +146,7 @@ class SVRGSnapshot(Callback):
             tqdm(
                 islice(batches, count),
                 desc=type(self).__name__,
-                total=count if count < _UNKNOWN else None,
+                total=count if count < UNKNOWN else None,
                 leave=False,
                 disable=not (self.progress_bar and shown),
             ) as watched,

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from classifier import Everything, Plain, examples, plain, read
 from lightning_opt.callbacks import HessianSpectrum, LossLine, LossSurface
@@ -413,6 +413,36 @@ def test_batches_pass_the_transfer_hooks_of_the_datamodule(fit, make):
 
     fit(Bare(), make(), datamodule=Data())
     assert shapes == {(5, 6)}
+
+
+@BOTH
+@pytest.mark.parametrize(("split", "inputs"), [("train", 2.0), ("val", 1.0)])
+def test_training_batches_are_those_that_the_datamodule_has_for_it(fit, make, split, inputs):
+    seen = set()
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(examples(), batch_size=8)
+
+        def val_dataloader(self):
+            return DataLoader(TensorDataset(torch.ones(8, 6), torch.zeros(8).long()), batch_size=8)
+
+        def analysis_dataloader(self):
+            x = torch.full((24, 6), 2.0)
+            return DataLoader(TensorDataset(x, torch.zeros(24).long()), batch_size=8)
+
+    class Bare(Plain):
+        train_dataloader = pl.LightningModule.train_dataloader
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def watched(self, batch):
+            seen.add((batch[0].unique().item(), len(batch[0])))
+            return super().training_step(batch, 0)
+
+    fit(Bare(), make(split=split, loss="watched", batches=4), datamodule=Data())
+    assert seen == {(inputs, 8)}
 
 
 def test_no_more_batches_than_the_trainer_would_use(fit, tmp_path):
