@@ -14,35 +14,23 @@ the last one as a convolution whose kernel is a whole image, which takes twice a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 # Stride, padding, dilation, transposed, output padding, groups: as torch.convolution takes them.
 Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
-_AXES: Mapping[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
-class FastSecondDerivatives(TorchFunctionMode):
-    """Inside, ``torch.conv1d``, ``conv2d`` and ``conv3d`` are recorded as described above."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        axes = _AXES.get(func)
-        if axes is not None:
-            arguments = _arguments(axes, *args, **kwargs)
-            if arguments is not None:
-                return _Convolution.apply(*arguments)
-        return func(*args, **kwargs)
+def convolution(axes: int, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``torch.conv1d``, ``conv2d`` or ``conv3d`` of the same arguments; None if left to torch."""
+    arguments = _arguments(axes, *args, **kwargs)
+    if arguments is None:
+        return None
+    y: Tensor = _Convolution.apply(*arguments)
+    return y
 
 
 def _arguments(

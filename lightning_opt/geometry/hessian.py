@@ -16,10 +16,11 @@ from typing import Any
 
 import torch.distributed
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ._convolution import FastSecondDerivatives
 from ._loss import Loss, evaluate
 from ._modes import dual_parts, tangents
+from ._second_derivatives import FastSecondDerivatives
 from .operator import BatchCurvature, Columns, CurvatureOperator, Method, differentiable_params
 
 
@@ -31,28 +32,33 @@ class _Reverse(BatchCurvature):
         with FastSecondDerivatives():
             mean, self.terms = evaluate(loss, batch)
         self.value = mean.detach()
-        self._gradients: Sequence[Tensor | None] = [None] * len(params)
+        # Of the gradients their graphs are enough, which frees the memory of one vector.
+        self._edges: Sequence[GradientEdge | None] = [None] * len(params)
         if self.terms > 0:
             check_graph(mean)
-            self._gradients = torch.autograd.grad(
-                mean, params, create_graph=True, allow_unused=True
-            )
+            gradients = torch.autograd.grad(mean, params, create_graph=True, allow_unused=True)
+            # A parameter that is unused has no gradient, one that the loss is linear in has a
+            # constant one: their rows of the Hessian are zero.
+            self._edges = [
+                get_gradient_edge(gradient)
+                if gradient is not None and gradient.requires_grad
+                else None
+                for gradient in gradients
+            ]
 
     def product(
         self, vectors: Sequence[Tensor], *, keep: bool, batched: bool = False
     ) -> Sequence[Tensor | None]:
-        # A parameter that is unused has no gradient, one that the loss is linear in has a constant
-        # one: their rows of the Hessian are zero.
         curved = [
-            (gradient, vector)
-            for gradient, vector in zip(self._gradients, vectors, strict=True)
-            if gradient is not None and gradient.requires_grad
+            (edge, vector)
+            for edge, vector in zip(self._edges, vectors, strict=True)
+            if edge is not None
         ]
         if not curved:
             return [None] * len(self._params)
-        outputs, weights = zip(*curved, strict=True)
+        edges, weights = zip(*curved, strict=True)
         return torch.autograd.grad(
-            outputs,
+            edges,
             self._params,
             weights,
             retain_graph=keep,

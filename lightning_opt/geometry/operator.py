@@ -23,11 +23,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ._loss import checked_batches, total_terms
+from ._loss import checked_batches
 from ._memory import available
 from ._modes import differentiable_twice
 from ._parameters import check_like, checked_params, flatten, unflatten
 from ._saved import bytes_saved
+from ._weighted_mean import WeightedMean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,25 +161,20 @@ class CurvatureOperator:
         """The products with every row of a matrix, as the rows of another."""
         self._forget_other_weights()
         with differentiable_twice(self.device.type):
+            sizes = [param.numel() for param in self._params]
             vectors = [
                 columns.to(param.device, param.dtype).reshape(len(rows), *param.shape)
-                for columns, param in zip(self._columns_of(rows), self._params, strict=True)
+                for columns, param in zip(rows.split(sizes, dim=1), self._params, strict=True)
             ]
-            out = torch.zeros(rows.shape, dtype=self.dtype, device=self.device)
+            total = WeightedMean(len(rows), sizes, self.dtype, self.device)
             values: list[tuple[int, Tensor]] = []
-            terms = 0.0
             for index in range(len(self._batches)):
                 batch = self._kept.get(index) or self._batch_curvature(index, values)
-                self._accumulate(out, batch, vectors, keep=index in self._kept)
+                self._accumulate(total, batch, vectors, keep=index in self._kept)
                 values.append((index, batch.value))
-                terms += batch.terms
         self._versions = [param._version for param in self._params]
         self._check_values(values)
-        return self._mean(out, terms)
-
-    def _columns_of(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The part of the rows that belongs to each parameter."""
-        return torch.split(rows, [param.numel() for param in self._params], dim=1)
+        return total.mean(self._group)
 
     def _forget_other_weights(self) -> None:
         if self._versions != [param._version for param in self._params]:
@@ -200,20 +196,20 @@ class CurvatureOperator:
         return curvature
 
     def _accumulate(
-        self, out: Tensor, batch: BatchCurvature, vectors: list[Tensor], *, keep: bool
+        self, total: WeightedMean, batch: BatchCurvature, vectors: list[Tensor], *, keep: bool
     ) -> None:
-        """Adds the products with a batch's curvature, times its number of terms, to ``out``."""
-        several = len(out) > 1
-        if several and self._columns == "auto":
+        """Adds the products with a batch's curvature."""
+        rows = len(vectors[0])
+        if rows > 1 and self._columns == "auto":
             self._columns = _faster(batch, vectors, self.device)
-        if several and self._columns == "batched":
-            products = batch.product(vectors, keep=keep, batched=True)
-            _add(self._columns_of(out), products, batch.terms)
+        if rows > 1 and self._columns == "batched":
+            products = list(batch.product(vectors, keep=keep, batched=True))
+            total.add(slice(0, rows), products, batch.terms)
             return
-        for row in range(len(out)):
-            further = keep or row + 1 < len(out)
-            products = batch.product([vector[row] for vector in vectors], keep=further)
-            _add(self._columns_of(out[row : row + 1]), products, batch.terms)
+        for row in range(rows):
+            further = keep or row + 1 < rows
+            products = list(batch.product([vector[row] for vector in vectors], keep=further))
+            total.add(slice(row, row + 1), products, batch.terms)
 
     def _check_values(self, values: list[tuple[int, Tensor]]) -> None:
         """Raises a ValueError where a loss is no longer what it was."""
@@ -228,14 +224,6 @@ class CurvatureOperator:
                     f"weights, so that it has no Hessian: switch dropout and other noise off, or "
                     f"seed it anew in every call, and fix the batches."
                 )
-
-    def _mean(self, out: Tensor, terms: float) -> Tensor:
-        if self._group is not None:
-            total = torch.tensor(terms, dtype=torch.float64, device=self.device)
-            torch.distributed.all_reduce(out, group=self._group)
-            torch.distributed.all_reduce(total, group=self._group)
-            terms = total.item()
-        return out.div_(total_terms([terms]))
 
 
 def differentiable_params(params: Iterable[Tensor]) -> list[Tensor]:
@@ -264,12 +252,6 @@ def differentiable_params(params: Iterable[Tensor]) -> list[Tensor]:
         names = ", ".join(sorted(str(device) for device in devices))
         raise ValueError(f"The parameters are on several devices ({names}), not on one.")
     return params
-
-
-def _add(out: Sequence[Tensor], products: Sequence[Tensor | None], terms: float) -> None:
-    for total, product in zip(out, products, strict=True):
-        if product is not None:
-            total.add_(product.reshape(total.shape), alpha=terms)
 
 
 def _faster(batch: BatchCurvature, vectors: list[Tensor], device: torch.device) -> Columns:

@@ -1,7 +1,9 @@
-"""Convolutions with second derivatives of our own against PyTorch's."""
+"""Layers with second derivatives of our own against PyTorch's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_opt.geometry import hessian
-from lightning_opt.geometry._convolution import FastSecondDerivatives
+from lightning_opt.geometry._second_derivatives import FastSecondDerivatives
 
-CASES: dict[str, tuple[int, dict[str, Any]]] = {
+CONVOLUTIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "plain": (2, {}),
     "one axis": (1, {"stride": 2, "padding": 1}),
     "three axes": (3, {"padding": (1, 0, 1)}),
@@ -46,11 +48,37 @@ def second_derivatives(network: nn.Module, x: Tensor, fast: bool, **options: Any
     return [*first, *torch.autograd.grad(first, params, vectors, **options)]
 
 
+def batch_norm(axes: int, **options: Any) -> nn.Module:
+    """Far from the identity."""
+    torch.manual_seed(0)
+    norm: Any = getattr(nn, f"BatchNorm{axes}d")(4, **options)
+    with torch.no_grad():
+        for tensor in norm.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 2)
+    return norm.eval()
+
+
+NORMS: dict[str, tuple[int, dict[str, Any]]] = {
+    "images": (2, {}),
+    "one axis": (1, {}),
+    "three axes": (3, {"eps": 0.3}),
+    "without weights": (2, {"affine": False}),  # left to torch, as are the next two
+    "by the batch": (2, {"track_running_stats": False}),
+}
+
+LAYERS = {
+    **{f"convolution, {name}": (axes, layer(axes, o)) for name, (axes, o) in CONVOLUTIONS.items()},
+    **{f"batch norm, {name}": (axes, batch_norm(axes, **o)) for name, (axes, o) in NORMS.items()},
+    "batch norm, in training": (2, batch_norm(2).train()),
+}
+
+
 @pytest.mark.parametrize("options", [{}, {"is_grads_batched": True}], ids=["one", "batched"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", LAYERS)
 def test_both_derivatives_are_pytorchs(case: str, options: dict[str, Any]):
-    axes, settings = CASES[case]
-    network = nn.Sequential(layer(axes, settings), nn.Tanh()).double()
+    axes, module = LAYERS[case]
+    network = nn.Sequential(module, nn.Tanh()).double()
     x = torch.randn(3, 4, *[7] * axes, dtype=torch.float64, requires_grad=True)
     exact = second_derivatives(network, x, fast=False, **options)
     found = second_derivatives(network, x, fast=True, **options)
@@ -59,9 +87,10 @@ def test_both_derivatives_are_pytorchs(case: str, options: dict[str, Any]):
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias", "input"])
-def test_frozen_parts_have_no_derivative(frozen: str):
+@pytest.mark.parametrize("make", [partial(layer, 2, {}), partial(batch_norm, 2)])
+def test_frozen_parts_have_no_derivative(make: Callable[[], nn.Module], frozen: str):
     """Every combination of what needs a gradient goes another way through the second pass."""
-    network = layer(2, {}).double()
+    network = make().double()
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=frozen != "input")
     if frozen != "input":
         getattr(network, frozen).requires_grad_(False)
@@ -72,6 +101,27 @@ def test_frozen_parts_have_no_derivative(frozen: str):
         return hessian(lambda _: network(x).pow(3).mean(), params, [None], **options) @ v
 
     torch.testing.assert_close(product(), product(method="forward"), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("absent", range(3))
+def test_second_derivatives_in_the_direction_of_some_variables(absent: int):
+    """A cotangent that is missing is not one of zeros."""
+    network = batch_norm(2).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    params = [*network.parameters(), x]
+
+    def derivatives() -> list[Tensor | None]:
+        loss = network(x).pow(3).mean()
+        first = list(torch.autograd.grad(loss, params, create_graph=True))
+        del first[absent]
+        ones = [torch.ones_like(tensor) for tensor in first]
+        return list(torch.autograd.grad(first, params, ones, allow_unused=True))
+
+    exact = derivatives()
+    with FastSecondDerivatives():
+        found = derivatives()
+    for ours, torchs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-14)
 
 
 def test_an_image_without_a_batch_axis_is_left_to_torch():
@@ -101,3 +151,23 @@ def test_the_second_pass_runs_no_convolution_with_a_whole_image_as_its_kernel():
     ]
     assert kernels
     assert all(max(kernel) <= 3 for kernel in kernels)
+
+
+def test_the_second_pass_of_batch_norm_runs_its_own_kernels():
+    norm, x = batch_norm(2), torch.randn(2, 4, 16, 16, requires_grad=True)
+    with FastSecondDerivatives():
+        loss = norm(x).pow(3).mean()
+    params = [*norm.parameters(), x]
+    first = torch.autograd.grad(loss, params, create_graph=True)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        torch.autograd.grad(first, params, [torch.ones_like(p) for p in params])
+    whole = [
+        event.name
+        for event in profile.events()
+        if event.name in ("aten::native_batch_norm", "aten::native_batch_norm_backward")
+    ]
+    # The second pass: the layer for x and for its cotangent, and one backward pass. Then the
+    # first one, backwards.
+    assert (
+        sorted(whole) == ["aten::native_batch_norm"] * 2 + ["aten::native_batch_norm_backward"] * 2
+    )
