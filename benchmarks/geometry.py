@@ -22,13 +22,9 @@ both sides. Interrupting a part shows what it has measured so far and goes on to
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
+from _command import Parts, parsed, parser_of, run
 from _environment import default_environment, enter_environment, versions
 from _geometry import peers
 from _geometry.adaptive import adaptive
@@ -38,11 +34,10 @@ from _geometry.roberta import roberta
 from _geometry.spectrum import spectrum
 from _geometry.step import many, step
 from _geometry.surface import surface
-from _tables import say
 
 PEERS = ("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch", "loss-landscapes")
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+PARTS: Parts = {
     "step": step,
     "many": many,
     "spectrum": spectrum,
@@ -55,28 +50,16 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="all, unless given")
-    parser.add_argument("--repeats", type=int, default=5, help="alternating repeats (5)")
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--steps", type=int, default=10, help="Lanczos steps a run (10)")
     parser.add_argument("--batches", type=int, default=32, help="where there are many (32)")
     parser.add_argument("--seeds", type=int, default=3, help="of the small networks (3)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(all cores)")
     parser.add_argument("--env", type=Path, default=default_environment(), help="of the peers")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    options = parsed(parser, PARTS)
     enter_environment(options.env.resolve(), PEERS)
-    torch.set_num_threads(options.threads)
     peers.quiet()
     print(versions(["torch", *PEERS]), f"{options.threads} threads", sep=", ")
-    for part in options.parts or PARTS:
-        try:
-            PARTS[part](options)
-        except KeyboardInterrupt:
-            say(f"{part}: interrupted")
+    run(PARTS, options)
 
 
 if __name__ == "__main__":

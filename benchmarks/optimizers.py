@@ -22,13 +22,9 @@ goes on to the next.
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
+from _command import Parts, parsed, parser_of, run
 from _environment import default_environment, enter_environment, versions
 from _optimizers.digits import digits
 from _optimizers.kfac import kfac
@@ -36,12 +32,11 @@ from _optimizers.memory import memory
 from _optimizers.shampoo import shampoo
 from _optimizers.step import step
 from _optimizers.svrg import svrg
-from _tables import say
 
 PEERS = ("pytorch_optimizer", "torch-optimizer", "timm", "heavyball", "schedulefree")
 KFAC_PYTORCH = "git+https://github.com/gpauloski/kfac_pytorch"  # not on PyPI
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+PARTS: Parts = {
     "step": step,
     "memory": memory,
     "shampoo": shampoo,
@@ -52,27 +47,15 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="all, unless given")
-    parser.add_argument("--repeats", type=int, default=7, help="alternating repeats (7)")
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--batch", type=int, default=128, help="images a training step (128)")
     parser.add_argument("--seeds", type=int, default=5, help="of the digits, at least 2 (5)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(all cores)")
     parser.add_argument("--env", type=Path, default=default_environment(), help="of the peers")
     parser.add_argument("--kfac-pytorch", default=KFAC_PYTORCH, help="where pip finds it")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    options = parsed(parser, PARTS)
     enter_environment(options.env.resolve(), [*PEERS, options.kfac_pytorch])
-    torch.set_num_threads(options.threads)
     print(versions(["torch", *PEERS, "kfac_pytorch"]), f"{options.threads} threads", sep=", ")
-    for part in options.parts or PARTS:
-        try:
-            PARTS[part](options)
-        except KeyboardInterrupt:
-            say(f"{part}: interrupted")
+    run(PARTS, options)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def surface(options: argparse.Namespace) -> None:
         from loss_landscapes.metrics import Loss
 
         metric = Loss(F.cross_entropy, *batch)
-        run = lambda: loss_landscapes.random_plane(problem.network, metric, 1, side)  # noqa: E731
+        run = lambda: (  # noqa: E731
+            # By filter or layer it divides by the norm of biases that are zero.
+            loss_landscapes.random_plane(problem.network, metric, 1, side, normalization="model")
+        )
         with torch.inference_mode(False):
             return timed(run) / side**2
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,26 +153,6 @@ def test_equal_figures_are_equal_pages(page: Path, tmp_path: Path):
     assert again.read_bytes() == page.read_bytes()
 
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = """--headless=new --no-sandbox --disable-dev-shm-usage --no-first-run
-    --use-angle=swiftshader --enable-unsafe-swiftshader --disable-background-networking
-    --disable-component-update --disable-sync --disable-quic"""
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
 READY = "return !!document.getElementById('figure')?._fullLayout?.scene?._scene"
 POINT = """
 const done = arguments[0], figure = document.getElementById('figure');
@@ -193,7 +171,6 @@ let tries = 0;
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_opens_in_a_browser(browser: Any, page: Path, width: int):
     from selenium.webdriver.support.wait import WebDriverWait
