@@ -10,8 +10,8 @@ from torch import Tensor
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
-# Elements of a block per thread: nearly half a megabyte of float32. With smaller ones the calls cost
-# more than the cache saves.
+# Elements of a block per thread: nearly half a megabyte of float32. With smaller ones the calls
+# cost more than the cache saves.
 _BLOCK = 122_880
 
 
