@@ -13,6 +13,7 @@ from .fisher_scale import FisherScale
 from .hessian_spectrum import HessianSpectrum
 from .loss_line import LossLine
 from .loss_surface import LossSurface
+from .schedule_length import ScheduleLength
 from .svrg_snapshot import SVRGSnapshot
 from .training_cost import Cost, TrainingCost
 
@@ -24,6 +25,7 @@ __all__ = [
     "LossLine",
     "LossSurface",
     "SVRGSnapshot",
+    "ScheduleLength",
     "TrainingCost",
     "analyze",
     "evaluation_weights",

@@ -6,24 +6,25 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 from __future__ import annotations
 
 import torch
-from pytorch_lightning import LightningDataModule
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
 
-from ._sampling import shuffled
+from ._images import ImageData, Sampling
+from ._pictures import Pictures
 
 _EVALUATION_BATCH = 512
-_WHITE = 16.0  # pixel values are integers from 0 to 16
+_WHITE = 16  # pixel values are integers from 0 to 16
 
 
-class Digits(LightningDataModule):
+class Digits(ImageData):
     """The digits, split into training, validation and test sets by a seed, class by class.
 
     Args:
-        batch_size: Training examples a step.
+        batch_size: Training examples a step, of each process.
         validation: Share of the 1,797 images held out for validation.
         test: Share held out for testing.
+        sampling: ``"without_replacement"`` goes through the training images once an epoch in
+            random order, ``"with_replacement"`` draws as many independently of each other.
         split_seed: Seed of the split. The order of the training examples follows the run's own
             seed (``seed_everything``) instead, so that runs of several seeds share one split.
 
@@ -46,60 +47,43 @@ class Digits(LightningDataModule):
         *,
         validation: float = 0.2,
         test: float = 0.2,
+        sampling: Sampling = "without_replacement",
         split_seed: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Digits needs batch_size >= 1, got {batch_size}.")
+        super().__init__(
+            mean=[0.0],
+            std=[_WHITE / 255],
+            batch_size=batch_size,
+            evaluation_batch_size=_EVALUATION_BATCH,
+            sampling=sampling,
+        )
         if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
             raise ValueError(
                 "Digits needs validation and test above 0 with a sum below 1, got "
                 f"validation={validation}, test={test}."
             )
-        self.batch_size = batch_size
         self._shares = {"val": validation, "test": test}
         self._split_seed = split_seed
-        self._sets: dict[str, TensorDataset] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        if self._sets:
-            return
+    def read_training(self) -> tuple[Pictures, Pictures]:
+        parts = self._read()
+        return parts["train"], parts["val"]
+
+    def read_test(self) -> Pictures:
+        return self._read()["test"]
+
+    def _read(self) -> dict[str, Pictures]:
         pixels, labels = load_digits(return_X_y=True)
         rest = range(len(labels))
-        splits = {}
+        rows = {}
         for name, share in self._shares.items():
-            rest, splits[name] = train_test_split(
+            rest, rows[name] = train_test_split(
                 rest,
                 test_size=round(share * len(labels)),
                 stratify=labels[rest],
                 random_state=self._split_seed,
             )
-        splits["train"] = rest
-        images = torch.tensor(pixels / _WHITE, dtype=torch.float32).view(-1, 1, 8, 8)
-        targets = torch.tensor(labels)
-        for name, indices in splits.items():
-            chosen = torch.tensor(indices)
-            self._sets[name] = TensorDataset(images[chosen], targets[chosen])
-
-    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        order = shuffled(self, len(self._sets["train"]))
-        return self._loader("train", order, self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return self._in_order("val")
-
-    def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return self._in_order("test")
-
-    def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return self._in_order("test")
-
-    def _in_order(self, name: str) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return self._loader(name, SequentialSampler(self._sets[name]), _EVALUATION_BATCH)
-
-    def _loader(
-        self, name: str, order: Sampler[int], batch_size: int
-    ) -> DataLoader[tuple[torch.Tensor, ...]]:
-        # The sampler yields whole batches of indices: one indexing a batch instead of one an image.
-        batches = BatchSampler(order, batch_size, drop_last=False)
-        return DataLoader(self._sets[name], sampler=batches, batch_size=None)
+        rows["train"] = rest
+        images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 8, 8)
+        parts = self.in_memory(images, torch.tensor(labels), *map(torch.tensor, rows.values()))
+        return dict(zip(rows, parts, strict=True))

@@ -3,7 +3,7 @@
 Any LightningModule and LightningDataModule by class path or short name, every convention of
 LightningCLI kept. Added are: shipped configurations by name, ``--lr_interval``, model-aware
 optimizers attached to the module, evaluation with an optimizer's slow weights, snapshots for SVRG,
-and errors of a few lines.
+the length of the training for schedules, and errors of a few lines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,15 @@ from pytorch_lightning.cli import (
 from torch.optim import Optimizer
 
 # jsonargparse finds a class by its short name once its module is imported.
-from lightning_opt import callbacks, datamodules, models, optimizers, tasks  # noqa: F401
-from lightning_opt.callbacks import EvaluationWeights, FisherScale, SVRGSnapshot
+from lightning_opt import (  # noqa: F401
+    callbacks,
+    datamodules,
+    models,
+    optimizers,
+    schedules,
+    tasks,
+)
+from lightning_opt.callbacks import EvaluationWeights, FisherScale, ScheduleLength, SVRGSnapshot
 from lightning_opt.configs import shipped
 from lightning_opt.errors import UsageError
 from lightning_opt.parser_errors import explain
@@ -156,7 +163,7 @@ class OptLightningCLI(LightningCLI):
         given = [*configured, *kwargs.get("callbacks", [])]
         if not any(isinstance(callback, SVRGSnapshot) for callback in given):
             given.append(SVRGSnapshot(optional=True))
-        given.append(FisherScale())
+        given += [FisherScale(), ScheduleLength()]
         # First, so that what runs at the same hook later sees the weights that are evaluated.
         kwargs["callbacks"] = [EvaluationWeights(), *given]
         return super().instantiate_trainer(**kwargs)

@@ -15,6 +15,7 @@ STANDARD = set(sys.stdlib_module_names)
 LEAVES = {
     "lightning_opt.errors",
     "lightning_opt.files",
+    "lightning_opt.memory",
     "lightning_opt._version",
     "typing_extensions",
 }
@@ -31,7 +32,11 @@ ALLOWED = {
         "datasets",
         "tokenizers",
         "transformers",
+        "huggingface_hub",
         "sklearn",
+        "numpy",
+        "filelock",
+        "tqdm",
     },
     "callbacks": {
         "lightning_opt.geometry",

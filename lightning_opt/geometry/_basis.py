@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._memory import available
+from lightning_opt.memory import available
+
 from ._shards import Shards
 
 SHARE = 1 / 3

@@ -23,8 +23,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from lightning_opt.memory import available
+
 from ._loss import checked_batches
-from ._memory import available
 from ._modes import differentiable_twice
 from ._parameters import check_like, checked_params, flatten, unflatten
 from ._saved import bytes_saved

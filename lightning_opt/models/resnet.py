@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
+
+from ._input import ImageInput, check_classes, check_stem
 
 
 class ResNet18(ResNet):  # type: ignore[misc]
@@ -16,9 +18,10 @@ class ResNet18(ResNet):  # type: ignore[misc]
         stem: ``"cifar"`` is a 3 × 3 convolution of stride 1 without a pool, which leaves 32 × 32
             images their resolution (11.2M parameters at 100 classes); ``"imagenet"`` is the
             original 7 × 7 of stride 2 with a pool (11.7M parameters at 1,000 classes).
+        image_size: Pixels that images are resized to; as they come if left out.
 
     Raises:
-        ValueError: the stem is neither, or ``num_classes`` is below 1.
+        ValueError: the stem is neither, or ``num_classes`` or ``image_size`` is below 1.
 
     Shape:
         Images ``(batch, 3, height, width)`` to logits ``(batch, num_classes)``.
@@ -29,14 +32,21 @@ class ResNet18(ResNet):  # type: ignore[misc]
     """
 
     def __init__(
-        self, num_classes: int = 100, stem: Literal["cifar", "imagenet"] = "cifar"
+        self,
+        num_classes: int = 100,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        image_size: int | None = None,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"ResNet18 needs num_classes >= 1, got {num_classes}.")
-        if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"ResNet18's stem is 'cifar' or 'imagenet', got {stem!r}.")
+        image_input = ImageInput("ResNet18", image_size)
+        check_classes("ResNet18", num_classes)
+        check_stem("ResNet18", stem)
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+        self._input = image_input
         if stem == "cifar":
             self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = super().forward(self._input(images))
+        return logits

@@ -18,6 +18,7 @@ from lightning_opt.callbacks import (
     HessianSpectrum,
     LossLine,
     LossSurface,
+    ScheduleLength,
     SVRGSnapshot,
     TrainingCost,
     analyze,
@@ -38,6 +39,7 @@ FLAVORS = pytest.mark.parametrize("flavor", ["pytorch_lightning", "lightning.pyt
 OPTIONS: dict[str, dict[str, Any]] = {
     "EvaluationWeights": {},
     "FisherScale": {},
+    "ScheduleLength": {},
     "SVRGSnapshot": {"optional": True},
     "HessianSpectrum": {"steps": 3, "batches": 1, "every_n_epochs": 1},
     "LossLine": {"resolution": 3, "batches": 1},
@@ -47,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CLASSES = (
     EvaluationWeights,
     FisherScale,
+    ScheduleLength,
     SVRGSnapshot,
     HessianSpectrum,
     LossLine,

@@ -10,8 +10,8 @@ import torch
 
 from lightning_opt.geometry import _basis, spectrum
 from lightning_opt.geometry._basis import Basis, home_of_basis
-from lightning_opt.geometry._memory import UNKNOWN, available
 from lightning_opt.geometry._shards import Shards
+from lightning_opt.memory import UNKNOWN, available
 from oracles.curvature import rotated
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda")

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/data.py``, one file each."""

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/tasks.py, one a file."""
