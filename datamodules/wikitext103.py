@@ -142,7 +142,7 @@ def _fetched(root: Path) -> Path:
     except Exception as error:  # the hub's, and those of the network below
         raise UsageError(_unavailable(root, str(error))) from error
     if _missing(fetched):
-        raise UsageError(_unavailable(root, "the hub has other files than expected"))
+        raise UsageError(_unavailable(root, "the hub sent none (is HF_HUB_OFFLINE set?)."))
     return fetched
 
 

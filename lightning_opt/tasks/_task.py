@@ -57,11 +57,11 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         for optimizer in self._own_optimizers():
-            # Its hooks on the layers run, but compiled code stops at each of them.
+            # Compiled code stops at its hooks on the layers, or misses them, by the backend.
             if self._compiles and hasattr(optimizer, "describe_loss"):
                 name = type(optimizer).__name__
                 raise UsageError(
-                    f"{name} looks at every layer, where compiled code would have to stop: take "
+                    f"{name} looks at every layer, which compiled code does not show: take "
                     f"compile=False with {name}."
                 )
 

@@ -82,6 +82,12 @@ def test_batches_say_what_the_text_says(root: Path):
     )]  # fmt: skip
 
 
+def test_the_tokenizer_is_trained_on_the_training_split_alone(root: Path):
+    data = ready(Notes(root))
+    assert data.tokenizer.get_vocab() == train(data.documents("train"), 300).get_vocab()
+    assert data.tokenizer.get_vocab() != train(TEXTS, 300).get_vocab()
+
+
 def test_another_block_size_takes_the_same_tokens(root: Path):
     ready(Notes(root))
     data = Notes(root)

@@ -192,6 +192,20 @@ def test_files_in_the_hubs_own_cache_are_taken(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "data/wikitext-103-raw-v1").exists()
 
 
+def test_a_cache_of_the_hub_that_is_not_whole_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_wikitext(tmp_path / "hub")
+    (folder / "test-00000-of-00001.parquet").unlink()
+
+    def part(*args, local_dir=None, **where):
+        return str(local_dir or folder.parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", part)
+    with pytest.raises(UsageError, match=r"could not be fetched: the hub sent none"):
+        module(tmp_path / "data").prepare_data()
+
+
 def test_offline_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -379,9 +380,7 @@ def test_kfac_draws_its_labels_from_the_model():
 def test_kfac_is_refused_on_a_compiled_network():
     """At each of its hooks compiled code would stop."""
     for name in ("kfac", "lookahead, kfac"):
-        with pytest.raises(
-            ValueError, match="take compile=False with KFAC"
-        ):
+        with pytest.raises(ValueError, match="take compile=False with KFAC"):
             fit(OPTIMIZERS[name], 1, compile=True)
 
 
@@ -407,15 +406,13 @@ def test_compiled_network_computes_the_same(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_curvature_is_weighted_by_tokens(tmp_path: Path, checkpointing: bool):
-    """The trace of the Hessian by sums of second derivatives would take long: the mean loss."""
+    """Seen in the mean loss that is kept with the spectrum."""
     callback = HessianSpectrum(steps=3, batches=2, top=1)
     trainer = Trainer(max_steps=1, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
     module = task(gradient_checkpointing=checkpointing)
     batches = [batch(0), batch(1, share=0.9)]
     trainer.fit(module, loader(*batches))
     (found,) = tmp_path.rglob("spectrum.npz")
-    import numpy as np
-
     with np.load(found) as content:
         assert content["loss"] == pytest.approx(losses(module, batches).mean().item(), rel=1e-5)
 
