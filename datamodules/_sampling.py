@@ -58,7 +58,7 @@ class Draws(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Tensor]:
         mine = self._drawn()[self.rank :: self.num_replicas]
-        return iter(mine.split(self._batch_size)[self.start :])
+        return iter(torch.split(mine, self._batch_size)[self.start :])
 
 
 class TrainingDraws(Draws):
@@ -79,12 +79,12 @@ class TrainingDraws(Draws):
         replacement: bool,
     ) -> None:
         super().__init__(data, size, batch_size)
-        self._data = data
+        self._trainer: Any = data.trainer
         self._replacement = replacement
         self.seed = seed
-        if data.trainer is not None:
+        if self._trainer is not None:
             # Lightning fetches the first batch of a resumed run before it calls set_epoch.
-            self.epoch = data.trainer.fit_loop.epoch_progress.current.processed
+            self.epoch = self._trainer.fit_loop.epoch_progress.current.processed
 
     def _drawn(self) -> Tensor:
         # Two draws mix seed and epoch, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
@@ -103,10 +103,10 @@ class TrainingDraws(Draws):
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches the trainer is done with."""
-        if self._data.trainer is None:
+        if self._trainer is None:
             return {"epoch": self.epoch, "batches": 0}
         # Counted by the trainer, since what was fetched may be ahead of it.
-        loop = self._data.trainer.fit_loop
+        loop = self._trainer.fit_loop
         epoch = loop.epoch_progress.current
         running = epoch.started > epoch.processed
         batches = loop.epoch_loop.batch_progress.current.processed if running else 0
@@ -175,7 +175,8 @@ def training_loader(
         UsageError: the trainer asks for ``overfit_batches``, for which Lightning would replace the
             draws.
     """
-    if data.trainer is not None and data.trainer.overfit_batches:
+    trainer: Any = data.trainer
+    if trainer is not None and trainer.overfit_batches:
         raise UsageError(
             f"{type(data).__name__} has no overfit_batches, which takes away its draws: use "
             "--trainer.limit_train_batches, with as many epochs as you like."

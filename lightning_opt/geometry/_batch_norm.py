@@ -98,8 +98,8 @@ class _FirstBackward(torch.autograd.Function):
             terms.append(_forward(x_ddot, gamma, torch.zeros_like(gamma), centered))
         if for_y and (gamma_ddot is not None or beta_ddot is not None):
             zero = torch.zeros_like(gamma)
-            weights = [zero if v is None else v for v in (gamma_ddot, beta_ddot)]
-            terms.append(_forward(x, *weights, ctx.statistics))
+            weight, bias = (zero if v is None else v for v in (gamma_ddot, beta_ddot))
+            terms.append(_forward(x, weight, bias, ctx.statistics))
         y_ddot = sum(terms[1:], terms[0]) if terms else None
         x_bar = gamma_bar = None
         for_x, for_gamma = for_x and gamma_ddot is not None, for_gamma and x_ddot is not None

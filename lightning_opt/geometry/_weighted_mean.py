@@ -40,7 +40,7 @@ class WeightedMean:
         self._begun.add(rows.start)
         self._unit = self._unit or terms
         self._terms += terms if rows.start == 0 else 0.0
-        columns = self._sum[rows].split(self._sizes, dim=1)
+        columns = torch.split(self._sum[rows], self._sizes, dim=1)
         for column in reversed(columns):
             product = products.pop()  # so that its memory is free for what follows
             if product is None:

@@ -165,7 +165,9 @@ class CurvatureOperator:
             sizes = [param.numel() for param in self._params]
             vectors = [
                 columns.to(param.device, param.dtype).reshape(len(rows), *param.shape)
-                for columns, param in zip(rows.split(sizes, dim=1), self._params, strict=True)
+                for columns, param in zip(
+                    torch.split(rows, sizes, dim=1), self._params, strict=True
+                )
             ]
             total = WeightedMean(len(rows), sizes, self.dtype, self.device)
             values: list[tuple[int, Tensor]] = []
