@@ -58,7 +58,8 @@ class Draws(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Tensor]:
         mine = self._drawn()[self.rank :: self.num_replicas]
-        return iter(torch.split(mine, self._batch_size)[self.start :])
+        firsts = range(self.start * self._batch_size, len(mine), self._batch_size)
+        return (mine[first : first + self._batch_size] for first in firsts)
 
 
 class TrainingDraws(Draws):
@@ -84,7 +85,8 @@ class TrainingDraws(Draws):
         self.seed = seed
         if self._trainer is not None:
             # Lightning fetches the first batch of a resumed run before it calls set_epoch.
-            self.epoch = self._trainer.fit_loop.epoch_progress.current.processed
+            progress: Any = self._trainer.fit_loop.epoch_progress.current
+            self.epoch = progress.processed
 
     def _drawn(self) -> Tensor:
         # Two draws mix seed and epoch, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
@@ -96,7 +98,8 @@ class TrainingDraws(Draws):
         else:
             indices = torch.randperm(self._size, generator=generator)
         draws = torch.stack([indices, _bits(self._size, generator)], dim=1)
-        return draws[torch.arange(self._share() * self.num_replicas) % self._size]
+        missing = self._share() * self.num_replicas - self._size
+        return torch.cat([draws, draws[:missing]]) if missing else draws
 
     def _share(self) -> int:
         return -(-self._size // self.num_replicas)

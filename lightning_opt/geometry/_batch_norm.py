@@ -100,7 +100,9 @@ class _FirstBackward(torch.autograd.Function):
             zero = torch.zeros_like(gamma)
             weight, bias = (zero if v is None else v for v in (gamma_ddot, beta_ddot))
             terms.append(_forward(x, weight, bias, ctx.statistics))
-        y_ddot = sum(terms[1:], terms[0]) if terms else None
+        for term in terms[1:]:
+            terms[0].add_(term)  # new memory would take longer to get than to fill
+        y_ddot = terms[0] if terms else None
         x_bar = gamma_bar = None
         for_x, for_gamma = for_x and gamma_ddot is not None, for_gamma and x_ddot is not None
         if for_x or for_gamma:

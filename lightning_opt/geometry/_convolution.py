@@ -96,7 +96,9 @@ class _FirstBackward(torch.autograd.Function):
             b_ddot = None
         if for_y and b_ddot is not None:
             terms.append(b_ddot.view(-1, *[1] * (y_bar.ndim - 2)).expand_as(y_bar))
-        y_ddot = sum(terms[1:], terms[0]) if terms else None
+        for term in terms[1:]:
+            terms[0].add_(term)  # new memory would take longer to get than to fill
+        y_ddot = terms[0] if terms else None
         x_bar = W_bar = None
         if for_x and W_ddot is not None:
             x_bar, _, _ = _backward(y_bar, x, W_ddot, ctx.geometry, (True, False, False))

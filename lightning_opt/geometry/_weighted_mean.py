@@ -18,14 +18,12 @@ class WeightedMean:
     divided by anything, and takes a pass over the memory less.
 
     Args:
-        rows: how many rows there are.
+        out: the rows, whose values do not matter.
         sizes: of the parameters, whose products follow each other in a row.
     """
 
-    def __init__(
-        self, rows: int, sizes: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._sum = torch.empty(rows, sum(sizes), dtype=dtype, device=device)
+    def __init__(self, out: Tensor, sizes: Sequence[int]) -> None:
+        self._sum = out
         self._sizes = list(sizes)
         self._begun: set[int] = set()  # the first rows of the slices that were added to
         self._unit = 0.0  # the first batch's number of terms

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ._basis import Basis
 from ._shards import Shards
+from .operator import CurvatureOperator
 
 
 class Operator(Protocol):
@@ -130,6 +131,7 @@ class Lanczos:
         self.alphas = np.full((len(starts), steps), np.nan)
         self.betas = np.full((len(starts), steps), np.nan)
         self.scale = 1.0
+        self._products: Tensor | None = None
         if basis is not None:
             basis.put(0, self.active, starts)
 
@@ -147,7 +149,6 @@ class Lanczos:
             self.previous.mul_(-self._column(self.betas[self.active, j - 1] * self.scale))
         # In the memory of v_{j-1}, which is not needed any more.
         w = self.previous.add_(product, alpha=self.scale)
-        del product
         alphas = self.shards.inner(v.unbind(), w.unbind())
         w.addcmul_(v, self._column(alphas), value=-1)
         if self.basis is None:
@@ -207,7 +208,12 @@ class Lanczos:
     def _product(self, v: Tensor) -> Tensor:
         """H times each row of ``v``, in one application: slices from slices."""
         rows, H = self.shards.gather(v), self.operator
-        product: Tensor = (H @ rows[0]).unsqueeze(0) if len(rows) == 1 else (H @ rows.T).T
+        if isinstance(H, CurvatureOperator):
+            # In the memory of the last product.
+            out = None if self._products is None else self._products[: len(rows)]
+            self._products = product = H.of_rows(rows, out)
+        else:
+            product = (H @ rows[0]).unsqueeze(0) if len(rows) == 1 else (H @ rows.T).T
         return product[:, self.shards.mine]
 
     def _scale(self, product: Tensor) -> float:

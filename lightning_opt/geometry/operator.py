@@ -124,13 +124,13 @@ class CurvatureOperator:
     def __matmul__(self, v: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         if not isinstance(v, Tensor):
             check_like("v", v, self._params)
-            return unflatten(self._products(flatten(v)[None])[0], self._params)
+            return unflatten(self.of_rows(flatten(v)[None])[0], self._params)
         if v.ndim not in (1, 2) or len(v) != self.shape[0] or v.numel() == 0:
             raise ValueError(
                 f"v has shape {tuple(v.shape)}: it has to be a vector of {self.shape[0]} entries, "
                 f"a matrix of as many rows, or a list of tensors in the shapes of the parameters."
             )
-        return self._products(v[None])[0] if v.ndim == 1 else self._products(v.T.contiguous()).T
+        return self.of_rows(v[None])[0] if v.ndim == 1 else self.of_rows(v.T.contiguous()).T
 
     def to_scipy(self) -> LinearOperator:
         """The operator on NumPy arrays, for ``scipy.sparse.linalg``.
@@ -158,8 +158,14 @@ class CurvatureOperator:
             dtype=np.dtype(str(self.dtype).removeprefix("torch.")),
         )
 
-    def _products(self, rows: Tensor) -> Tensor:
-        """The products with every row of a matrix, as the rows of another."""
+    def of_rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The products with every row of a matrix of shape (k, n), as the rows of another.
+
+        Args:
+            rows: the matrix.
+            out: where they are written, of the same shape and of the operator's ``dtype``: getting
+                new memory for large vectors takes longer than filling it.
+        """
         self._forget_other_weights()
         with differentiable_twice(self.device.type):
             sizes = [param.numel() for param in self._params]
@@ -169,7 +175,9 @@ class CurvatureOperator:
                     torch.split(rows, sizes, dim=1), self._params, strict=True
                 )
             ]
-            total = WeightedMean(len(rows), sizes, self.dtype, self.device)
+            if out is None:
+                out = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+            total = WeightedMean(out, sizes)
             values: list[tuple[int, Tensor]] = []
             for index in range(len(self._batches)):
                 batch = self._kept.get(index) or self._batch_curvature(index, values)
