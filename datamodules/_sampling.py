@@ -98,8 +98,8 @@ class TrainingDraws(Draws):
         else:
             indices = torch.randperm(self._size, generator=generator)
         draws = torch.stack([indices, _bits(self._size, generator)], dim=1)
-        missing = self._share() * self.num_replicas - self._size
-        return torch.cat([draws, draws[:missing]]) if missing else draws
+        total = self._share() * self.num_replicas
+        return draws if total == self._size else draws[torch.arange(total) % self._size]
 
     def _share(self) -> int:
         return -(-self._size // self.num_replicas)
