@@ -35,7 +35,11 @@ def main() -> None:
     parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--steps", type=int, default=10, help="of a training (10)")
     options = parsed(parser, PARTS)
-    print(versions(["torch", "torchvision", "tokenizers", "datasets"]), f"{options.threads} threads", sep=", ")
+    print(
+        versions(["torch", "torchvision", "tokenizers", "datasets"]),
+        f"{options.threads} threads",
+        sep=", ",
+    )
     run(PARTS, options)
 
 

@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/tasks.py [PART ...]      # `make demo` has made .venv
 
-    mlm_step   MaskedLanguageModel beside RobertaForMaskedLM, 82M parameters: time and memory
-    lightning  ImageClassifier in Lightning's Trainer beside a bare loop and a plain LightningModule
+    mlm_step     MaskedLanguageModel beside RobertaForMaskedLM, 82M parameters: time and memory
+    lightning    ImageClassifier in Lightning's Trainer beside a bare loop and plain Lightning
+    first_steps  ResNet18 and RoBERTa at full size: 50 steps on real data in the true formats
 
-Without a PART all run, for minutes. Weights and data are random.
+Without a PART all run, for minutes. But for the last part, data are random.
 
 Times are medians over repeats that alternate: every measure once, then every one once more. A ratio
 is the median of the ratios within the repeats, so that a machine that slows down in between slows
@@ -18,12 +19,14 @@ import os
 
 from _command import Parts, parsed, parser_of, run
 from _environment import versions
+from _tasks.first_steps import first_steps
 from _tasks.lightning import lightning
 from _tasks.mlm_step import mlm_step
 
 PARTS: Parts = {
     "mlm_step": mlm_step,
     "lightning": lightning,
+    "first_steps": first_steps,
 }
 
 

@@ -23,9 +23,9 @@ def random_cifar100() -> Iterator[Path]:
         files = Path(folder) / of.base_folder
         files.mkdir()
         names = {"fine_label_names": [str(label) for label in range(100)]}
-        of.meta = {**of.meta, "md5": _write(files / "meta", names)}
-        of.train_list = [["train", _write(files / "train", _images(TRAINING))]]
-        of.test_list = [["test", _write(files / "test", _images(1))]]
+        of.meta = {**of.meta, "md5": write_pickle(files / "meta", names)}
+        of.train_list = [["train", write_pickle(files / "train", _images(TRAINING))]]
+        of.test_list = [["test", write_pickle(files / "test", _images(1))]]
         yield Path(folder)
 
 
@@ -37,7 +37,8 @@ def _images(count: int) -> dict[str, object]:
     }
 
 
-def _write(path: Path, content: object) -> str:
+def write_pickle(path: Path, content: object) -> str:
+    """Writes a file as CIFAR's are, and returns its checksum."""
     data = pickle.dumps(content)
     path.write_bytes(data)
     return hashlib.md5(data).hexdigest()
