@@ -325,6 +325,7 @@ def run_together(folder, rank):
     np.savez(folder / f"resumed-{rank}.npz", **result.to_arrays())
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends in order
 
 
 def interrupt_now():

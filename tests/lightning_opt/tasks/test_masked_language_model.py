@@ -183,8 +183,6 @@ def as_rank(folder: Path, devices: int) -> None:
     trainer.fit(module, Shared())
     if trainer.is_global_zero:
         torch.save((metrics, module.state_dict()), folder / f"{devices}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 @pytest.mark.slow
@@ -424,3 +422,4 @@ def test_curvature_is_weighted_by_tokens(tmp_path: Path, checkpointing: bool):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     as_rank(Path(sys.argv[1]), int(sys.argv[2]))
+    os._exit(0)  # gloo's threads may abort an interpreter that ends in order
