@@ -70,7 +70,8 @@ class LossLine(Analysis):
         resolution: how many points.
         loss: as in :class:`LossSurface`, and so are the following.
         batches: how many batches, taken once from a seeded epoch of the data loader.
-        split: which data loader: ``"train"`` or ``"val"``.
+        split: which data loader: ``"train"``, of a data module that has one its
+            ``analysis_dataloader()``, or ``"val"``.
         mode: ``"eval"`` or ``"train"``.
         every_n_epochs: evaluate also at the end of every n-th training epoch.
         batchnorm: running statistics are ``"kept"``, or ``"estimated"`` again at every point.

@@ -66,7 +66,8 @@ class LossSurface(Analysis):
         batches: how many batches, taken once from a seeded epoch of the data loader. A batch counts
             with its number of terms: the module's ``loss_terms(batch)`` if it has one; else the
             integer ``batch["labels"]`` that are not -100; else, with a warning, its batch size.
-        split: which data loader: ``"train"`` or ``"val"``.
+        split: which data loader: ``"train"``, of a data module that has one its
+            ``analysis_dataloader()``, or ``"val"``.
         mode: ``"eval"`` switches dropout off and keeps BatchNorm's running statistics;
             ``"train"`` leaves the submodules' flags as training had them, so that BatchNorm uses
             each batch's own. Steps that draw random numbers start from the same seed every time.

@@ -48,29 +48,6 @@ class WikiText103(TextDataModule):
     50265
     """
 
-    def __init__(
-        self,
-        root: str | Path = "data",
-        tokenizer: str | None = "roberta-base",
-        block_size: int = 128,
-        batch_size: int = 32,
-        *,
-        vocab_size: int = 50_265,
-        mask_probability: float = 0.15,
-        mask_seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            root,
-            tokenizer,
-            block_size,
-            batch_size,
-            vocab_size=vocab_size,
-            mask_probability=mask_probability,
-            mask_seed=mask_seed,
-            num_workers=num_workers,
-        )
-
     def files(self) -> Sequence[Path]:
         own = self.root / _CONFIG
         if _missing(own):

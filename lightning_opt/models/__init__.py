@@ -1,4 +1,4 @@
-"""The networks that the tasks train, each an ``nn.Module`` with ``num_classes``."""
+"""The networks that the tasks train: of images, with ``num_classes``, and of text."""
 
 from .efficientnet import EfficientNetB0, EfficientNetB2
 from .inception import InceptionV3

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torchvision import datasets
 
 from cifar import write_cifar100
+from idle import Idle, trainer
 from lightning_opt.datamodules import CIFAR10, CIFAR100, _cifar_files
 from lightning_opt.errors import UsageError
 
@@ -159,34 +159,6 @@ def test_validation_split_is_disjoint_and_seeded(root: Path):
     data = module(CIFAR100, root)
     data.setup("fit")
     assert data._parts["train"].rows.tolist() != sorted(data._parts["train"].rows.tolist())
-
-
-class Idle(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.weight * batch[0].mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    test_step = validation_step
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def trainer() -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def test_fit_reads_no_test_file_and_test_no_training_file(either: Any):

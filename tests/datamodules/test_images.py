@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from scipy.stats import chi2
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from idle import Idle, trainer
 from lightning_opt.datamodules import _images
 from lightning_opt.datamodules._augmentation import Normalization, crop_and_flip
 from lightning_opt.datamodules._images import ImageData
@@ -172,37 +172,6 @@ def test_analysis_sees_the_first_images_whatever_the_seed(pipeline: str):
         return next(iter(module(pipeline=pipeline).analysis_dataloader()))[1].tolist()
 
     assert first(0) == first(1) == list(range(HELD_OUT, HELD_OUT + 100))
-
-
-class Idle(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.weight * batch[0].mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    predict_step = test_step
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def trainer() -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def test_the_test_set_is_touched_by_test_and_predict_only():

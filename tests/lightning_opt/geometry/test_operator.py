@@ -180,6 +180,14 @@ def test_bad_options_are_named(problem, options, message):
         problem.operator(**options)
 
 
+def test_rows_are_written_where_they_are_wanted(problem):
+    operator = problem.operator()
+    rows = torch.randn(2, operator.shape[0], dtype=operator.dtype)
+    out = torch.full_like(rows, torch.nan)
+    assert operator.of_rows(rows, out) is out
+    torch.testing.assert_close(out, (operator @ rows.T).T, rtol=1e-12, atol=1e-14)
+
+
 TWO_PROCESSES = """
 import os, sys
 import torch
