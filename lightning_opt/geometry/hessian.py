@@ -119,7 +119,7 @@ def hessian(
         method: how a product is computed (costs in gradients, measured on ResNet18):
             ``"kept"`` builds the graphs of all gradients once and keeps them (2.1);
             ``"reverse"`` builds them anew for every product (3.5), which needs little memory;
-            ``"forward"`` differentiates the gradient in forward mode (3.7), which needs no second
+            ``"forward"`` differentiates the gradient in forward mode (3.6), which needs no second
             derivatives by reverse mode; ``"auto"`` keeps as many graphs as fit into ``memory``
             and builds the others anew.
         columns: how the products with several vectors are computed: one after the other
