@@ -59,10 +59,20 @@ def build(optimizer: str, *options: str, **overrides) -> OptLightningCLI:
 
 
 def train(optimizer: str, *options: str, **overrides) -> Tensor:
-    """All weights after a few steps."""
+    """How far all weights have moved after a few steps."""
     cli = build(optimizer, *options, **overrides)
+    start = vector(cli.model)
     cli.trainer.fit(cli.model, cli.datamodule)
-    return torch.cat([parameter.detach().flatten() for parameter in cli.model.parameters()])
+    return vector(cli.model) - start
+
+
+def vector(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def difference(moved: Tensor, expected: Tensor) -> float:
+    """Relative to the way: small beside the weights says nothing after a few steps."""
+    return ((moved - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -73,22 +83,22 @@ def test_every_option_works_with_every_optimizer_or_is_refused(optimizer: str, o
             train(optimizer, *OPTIONS[option])
         return
     always, steps = [], STEPS
-    given, tolerance = OPTIONS[option], 1e-4
+    given, tolerance = OPTIONS[option], 1e-3
     if option == "accumulation":  # two batches of 32 are one of 64
         given, steps = [*given, "--data.batch_size=32"], 2 * STEPS
         if optimizer == "kfac":  # which otherwise looks at as many examples of each
             always = ["--optimizer.conv_examples=null"]
     if option == "bf16-mixed":
-        tolerance = 5e-2
-    weights = train(optimizer, *always, *given, limit_train_batches=steps)
-    expected = train(optimizer, *always)
-    torch.testing.assert_close(weights, expected, rtol=0, atol=tolerance)
+        tolerance = 0.15
+    moved = train(optimizer, *always, *given, limit_train_batches=steps)
+    found = difference(moved, train(optimizer, *always))
+    assert found < tolerance
 
 
 def test_all_options_at_once():
     given = [option for options in OPTIONS.values() for option in options]
-    weights = train("ranger", *given, "--data.batch_size=32", limit_train_batches=2 * STEPS)
-    torch.testing.assert_close(weights, train("ranger"), rtol=0, atol=5e-2)
+    moved = train("ranger", *given, "--data.batch_size=32", limit_train_batches=2 * STEPS)
+    assert difference(moved, train("ranger")) < 0.15
 
 
 def test_compiling_keeps_the_names_and_runs_compiled_code(monkeypatch: pytest.MonkeyPatch):
